@@ -1,0 +1,28 @@
+# Every dependency comes from the system or from -DTorch_DIR; nothing is downloaded here.
+macro(require_package name debian_package)
+  find_package(${name} ${ARGN} QUIET)
+  if(NOT ${name}_FOUND)
+    message(FATAL_ERROR "${name} was not found. On Debian: apt-get install ${debian_package}")
+  endif()
+endmacro()
+
+require_package(fmt libfmt-dev)
+require_package(spdlog libspdlog-dev)
+require_package(nlohmann_json nlohmann-json3-dev)
+require_package(CLI11 libcli11-dev)
+require_package(ZLIB zlib1g-dev)
+require_package(OpenSSL libssl-dev COMPONENTS Crypto)
+find_library(PCRE2_LIBRARY pcre2-8)
+if(NOT PCRE2_LIBRARY)
+  message(FATAL_ERROR "PCRE2 was not found. On Debian: apt-get install libpcre2-dev")
+endif()
+
+if(MCOMPRESS_TORCH)
+  find_package(Torch 2.13 QUIET)
+  if(NOT Torch_FOUND)
+    message(FATAL_ERROR "LibTorch 2.13 or newer was not found. Run tools/setup.sh, or pass "
+      "-DTorch_DIR=<torch>/share/cmake/Torch of a LibTorch")
+  endif()
+  message(STATUS "LibTorch ${Torch_VERSION} in ${Torch_DIR}")
+  set_property(TARGET torch torch_cpu c10 APPEND PROPERTY SYSTEM ON)
+endif()

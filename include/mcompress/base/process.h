@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace mcompress {
+
+uint64_t peak_rss_bytes();  // highest resident set of this process so far
+std::string cpu_name();     // model name of the processor as the kernel gives it
+
+// Runs `command` with /bin/sh and returns what it wrote to stdout, at most 1 MiB; its stderr is
+// ours. Throws Error(65) where it exits with another code than 0, Interrupted on a signal to us.
+std::string run_shell(const std::string& command);
+
+// `text` as one word for /bin/sh.
+std::string shell_quoted(const std::string& text);
+
+}  // namespace mcompress

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include "mcompress/base/mapped_file.h"
+
+namespace mcompress {
+
+// SHA-256 of a file as 64 lower-case hex digits, read through the map in pieces that are dropped
+// again, so that hashing costs no memory.
+std::string sha256_of_file(const MappedFile& file);
+
+// SHA-256 of a file, or of a folder: the hash over its files' names and hashes, sorted by name.
+std::string sha256_of_path(const std::string& path);
+
+}  // namespace mcompress

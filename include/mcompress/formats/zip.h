@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mcompress/base/output.h"
+
+namespace mcompress {
+
+struct ZipEntry {
+  std::string name;
+  uint32_t crc32 = 0;       // 0: not computed by the writer
+  bool deflated = false;    // otherwise stored
+  Bytes data;               // as it lies in the file
+  uint64_t size_bytes = 0;  // unpacked
+};
+
+bool looks_like_zip(Bytes bytes);
+
+// The entries of a zip (and zip64) archive, by its central directory. Refuses (65) what two readers
+// could understand differently or what asks for more memory than the file justifies: several
+// disks, encryption, methods but stored and deflate, duplicate names, overlapping members, local
+// headers that differ from the directory, names with '..', '\\' or a leading '/', a member that
+// unpacks to more than 100 times its size, and more than 4 times the file (+ 16 MiB) in all.
+std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& path);
+
+// The unpacked content of an entry, CRC checked. read_zip's limits bound the memory.
+std::string unpack(const ZipEntry& entry, const std::string& path);
+
+// Checks the CRC of every entry that has one; the damaged member is named (65).
+void check_crcs(const std::vector<ZipEntry>& entries, const std::string& path);
+
+// Writes a zip as PyTorch does: each member's data begins at a multiple of 64 bytes, no times.
+// Members of `deflate` are packed where that makes them smaller.
+class ZipWriter {
+ public:
+  explicit ZipWriter(OutputFile& file) : file_(file) {}
+  void add(const std::string& name, Bytes content, bool deflate);
+  void finish();  // the central directory
+
+  // Bytes that a stored member of that name and size adds, alignment at its mean.
+  static uint64_t overhead_bytes(const std::string& name);
+
+ private:
+  struct Record {
+    std::string name;
+    uint32_t crc32;
+    uint16_t method;
+    uint64_t packed, size, offset;
+  };
+
+  OutputFile& file_;
+  std::vector<Record> records_;
+};
+
+}  // namespace mcompress

@@ -1,0 +1,113 @@
+#include "mcompress/base/process.h"
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <fstream>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+
+extern char** environ;
+
+namespace mcompress {
+
+namespace {
+
+constexpr size_t kMaxOutput = size_t{1} << 20;
+
+// Starts `command` in a process group of its own, its stdout going to `output`.
+pid_t spawn_shell(const std::string& command, int output) {
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  const std::array<const char*, 4> arguments{"sh", "-c", command.c_str(), nullptr};
+  pid_t child = 0;
+  const int failed =
+      ::posix_spawn(&child, "/bin/sh", &actions, &attributes, const_cast<char**>(arguments.data()), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  if (failed != 0) throw system_error("cannot start /bin/sh", failed);
+  return child;
+}
+
+// Everything the child writes until it closes its end; kills the child's group when interrupted.
+std::string read_all(int input, pid_t child) {
+  std::string text;
+  std::array<char, 4096> buffer{};
+  try {
+    for (;;) {
+      check_interrupt();
+      struct pollfd waiting {
+        input, POLLIN, 0
+      };
+      if (::poll(&waiting, 1, 200) <= 0) continue;
+      const ssize_t count = ::read(input, buffer.data(), buffer.size());
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) return text;
+      if (text.size() < kMaxOutput) text.append(buffer.data(), static_cast<size_t>(count));
+    }
+  } catch (const Interrupted&) {
+    ::kill(-child, SIGTERM);
+    throw;
+  }
+}
+
+}  // namespace
+
+uint64_t peak_rss_bytes() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    const size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+std::string run_shell(const std::string& command) {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw system_error("cannot make a pipe", errno);
+  const pid_t child = spawn_shell(command, ends[1]);
+  ::close(ends[1]);
+  const std::string text = read_all(ends[0], child);
+  ::close(ends[0]);
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) check_interrupt();
+  if (WIFSIGNALED(status)) {
+    throw bad_data("--eval-command was ended by signal {}: {}", WTERMSIG(status), command);
+  }
+  if (WEXITSTATUS(status) != 0) {
+    throw bad_data("--eval-command ended with exit code {}: {}", WEXITSTATUS(status), command);
+  }
+  return text;
+}
+
+std::string shell_quoted(const std::string& text) {
+  std::string quoted = "'";
+  for (const char letter : text) {
+    if (letter == '\'') {
+      quoted += "'\\''";
+    } else {
+      quoted += letter;
+    }
+  }
+  return quoted + "'";
+}
+
+}  // namespace mcompress

@@ -1,0 +1,344 @@
+#include "mcompress/formats/state_dict.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <optional>
+
+#include "mcompress/base/checked.h"
+#include "mcompress/base/error.h"
+
+namespace mcompress {
+
+namespace {
+
+using Kind = PickleValue::Kind;
+using namespace std::string_view_literals;
+
+constexpr std::array kWrappers = {"state_dict"sv, "model_state_dict"sv, "model"sv,
+                                  "net"sv,        "params"sv,           "weights"sv};
+
+std::optional<DType> dtype_of_storage(std::string_view global) {
+  static const std::map<std::string_view, DType> kStorages = {
+      {"torch.FloatStorage", DType::kF32}, {"torch.DoubleStorage", DType::kF64},
+      {"torch.HalfStorage", DType::kF16},  {"torch.BFloat16Storage", DType::kBF16},
+      {"torch.LongStorage", DType::kI64},  {"torch.IntStorage", DType::kI32},
+      {"torch.ShortStorage", DType::kI16}, {"torch.CharStorage", DType::kI8},
+      {"torch.ByteStorage", DType::kU8},   {"torch.BoolStorage", DType::kBool}};
+  const auto found = kStorages.find(global);
+  return found == kStorages.end() ? std::nullopt : std::optional(found->second);
+}
+
+bool is_call_of(const PickleValue& value, std::string_view global) {
+  return value.kind == Kind::kCall && value.callee->text == global;
+}
+
+// A dict, or an OrderedDict with its items.
+bool is_dict(const PickleValue& value) {
+  return value.kind == Kind::kDict || is_call_of(value, "collections.OrderedDict");
+}
+
+std::vector<int64_t> read_integers(const PickleValue& tuple, const std::string& what) {
+  std::vector<int64_t> integers;
+  for (const PickleValue* item : tuple.items) {
+    if (item->kind != Kind::kInt || item->integer < 0)
+      throw bad_data("{} has a shape or stride that is no size", what);
+    integers.push_back(item->integer);
+  }
+  return integers;
+}
+
+// The last element of the tensor lies inside its storage.
+void check_extent(const TensorPlace& place, const std::string& what) {
+  const auto elements = count_elements(place.shape);
+  if (!elements) throw bad_data("{} has a shape whose size overflows", what);
+  uint64_t last = place.offset;
+  for (size_t i = 0; i < place.shape.size() && *elements > 0; ++i) {
+    const auto reach =
+        checked_mul(static_cast<uint64_t>(place.shape[i] - 1), static_cast<uint64_t>(place.strides[i]));
+    const auto sum = reach ? checked_add(last, *reach) : std::nullopt;
+    if (!sum) throw bad_data("{} has strides that overflow", what);
+    last = *sum;
+  }
+  if (*elements > 0 && last >= place.storage_elements) {
+    throw bad_data("{} reaches element {} of a storage that has {}", what, last, place.storage_elements);
+  }
+  // An expanded tensor (stride 0) has more elements than its storage; any number of them is a bomb.
+  constexpr uint64_t kMaxExpanded = uint64_t{1} << 22;
+  if (*elements > place.storage_elements && *elements > kMaxExpanded) {
+    throw bad_data("{} has {} elements over a storage of {}", what, *elements, place.storage_elements);
+  }
+}
+
+bool is_contiguous(const TensorPlace& place) {
+  int64_t expected = 1;
+  for (size_t i = place.shape.size(); i-- > 0;) {
+    if (place.shape[i] != 1 && place.strides[i] != expected) return false;
+    expected *= place.shape[i];
+  }
+  return true;
+}
+
+using FindStorage = std::function<Bytes(const std::string& key, const std::string& what)>;
+
+Array to_array(const std::string& name, const TensorPlace& place, const FindStorage& find,
+               const std::string& what) {
+  const Bytes storage = find(place.storage_key, what);
+  const auto size = checked_mul(place.storage_elements, size_of(place.dtype));
+  if (!size || *size > storage.size()) {
+    throw bad_data("{} has a storage of {} bytes, and the pickle asks for {} elements: the file is cut", what,
+                   storage.size(), place.storage_elements);
+  }
+  Array array{name, place.dtype, place.shape, {}, {}};
+  const uint64_t begin = place.offset * size_of(place.dtype);
+  if (is_contiguous(place)) {
+    array.bytes = storage.subspan(begin, *count_elements(place.shape) * size_of(place.dtype));
+  } else {
+    array.strides = place.strides;
+    array.bytes = storage.subspan(begin, *size - begin);
+  }
+  return array;
+}
+
+// Walks the dict and turns its tensors into arrays.
+class Collector {
+ public:
+  Collector(const FindStorage& find, const std::string& path) : find_(find), path_(path) {}
+
+  void collect(const PickleValue& dict, const std::string& prefix) {
+    for (const auto& [key, value] : dict.entries) {
+      if (key->kind != Kind::kText && key->kind != Kind::kInt) continue;
+      const std::string name =
+          prefix + (key->kind == Kind::kText ? std::string(key->text) : std::to_string(key->integer));
+      const std::string what = fmt::format("tensor '{}' of '{}'", name, path_);
+      TensorPlace place;
+      if (read_tensor_place(*value, place, what)) {
+        result.arrays.push_back(to_array(name, place, find_, what));
+      } else if (is_dict(*value)) {
+        collect(*value, name + ".");
+      } else {
+        result.notes.push_back(fmt::format("entry '{}' holds no tensor and was passed over", name));
+      }
+    }
+  }
+
+  StateDict result;
+
+ private:
+  const FindStorage& find_;
+  const std::string& path_;
+};
+
+bool holds_tensor(const PickleValue& dict, const std::string& what) {
+  TensorPlace ignored;
+  return std::any_of(dict.entries.begin(), dict.entries.end(),
+                     [&](const auto& entry) { return read_tensor_place(*entry.second, ignored, what); });
+}
+
+// The dict of tensors, or the one that a checkpoint holds under a usual name.
+const PickleValue* unwrap(const PickleValue* dict, std::vector<std::string>& notes, const std::string& what) {
+  while (!holds_tensor(*dict, what)) {
+    const PickleValue* inner = nullptr;
+    for (const std::string_view wrapper : kWrappers) {
+      for (const auto& [key, value] : dict->entries) {
+        if (inner == nullptr && key->kind == Kind::kText && key->text == wrapper && is_dict(*value)) {
+          inner = value;
+          notes.push_back(fmt::format("state dict taken from entry '{}'", wrapper));
+        }
+      }
+    }
+    if (inner == nullptr) break;
+    dict = inner;
+  }
+  return dict;
+}
+
+// A model wrapped in DataParallel has every name begin with 'module.'.
+void strip_module_prefix(StateDict& dict) {
+  constexpr std::string_view kPrefix = "module.";
+  const bool all =
+      !dict.arrays.empty() && std::all_of(dict.arrays.begin(), dict.arrays.end(),
+                                          [&](const Array& a) { return a.name.starts_with(kPrefix); });
+  if (!all) return;
+  for (Array& array : dict.arrays) array.name.erase(0, kPrefix.size());
+  dict.notes.emplace_back("prefix 'module.' removed from every name");
+}
+
+StateDict read_root(const PickleValue& root, const FindStorage& find, const std::string& path) {
+  if (!is_dict(root))
+    throw bad_data("'{}' holds no state dict; save one with torch.save(model.state_dict(), path)", path);
+  Collector collector(find, path);
+  const PickleValue* dict = unwrap(&root, collector.result.notes, fmt::format("'{}'", path));
+  collector.collect(*dict, "");
+  if (collector.result.arrays.empty()) {
+    throw bad_data("'{}' holds no tensors; save a state dict with torch.save(model.state_dict(), path)",
+                   path);
+  }
+  strip_module_prefix(collector.result);
+  std::map<std::string, int> seen;
+  for (const Array& array : collector.result.arrays) {
+    if (++seen[array.name] > 1) throw bad_data("'{}' names the tensor '{}' twice", path, array.name);
+  }
+  return std::move(collector.result);
+}
+
+// The pickle of a file that was written with torch.save(model): its first global is a user's class.
+Pickle read_pickle(Bytes bytes, const std::string& path) {
+  try {
+    return Pickle(bytes, is_state_dict_global, fmt::format("'{}'", path));
+  } catch (const Error& refused) {
+    const std::string text = refused.what();
+    const bool module = text.find("names 'torch.nn.") != std::string::npos ||
+                        text.find("names '__main__.") != std::string::npos ||
+                        text.find("names 'torchvision.") != std::string::npos;
+    if (!module) throw;
+    throw bad_data(
+        "{}. It seems to be a whole pickled nn.Module, which only its own Python code can load: in that "
+        "program, save torch.jit.script(model).save(path) or torch.save(model.state_dict(), path)",
+        text);
+  }
+}
+
+constexpr std::array<unsigned char, 10> kLegacyMagic = {0x6c, 0xfc, 0x9c, 0x46, 0xf9,
+                                                        0x20, 0x6a, 0xa8, 0x50, 0x19};
+
+// Reads the raw storages behind the pickles of the legacy layout.
+std::map<std::string, Bytes> read_legacy_storages(Bytes rest, const Pickle& keys,
+                                                  const std::map<std::string, DType>& dtypes,
+                                                  const std::string& path) {
+  std::map<std::string, Bytes> storages;
+  for (const PickleValue* key : keys.root().items) {
+    const std::string name(key->text);
+    const auto dtype = dtypes.find(name);
+    if (dtype == dtypes.end())
+      throw bad_data("'{}' lists the storage '{}', which no tensor uses", path, name);
+    uint64_t elements = 0;
+    if (rest.size() < sizeof(elements)) throw bad_data("'{}' is cut before storage '{}'", path, name);
+    std::memcpy(&elements, rest.data(), sizeof(elements));
+    const auto size = checked_mul(elements, size_of(dtype->second));
+    if (!size || !fits(sizeof(elements), *size, rest.size())) {
+      throw bad_data("'{}' is cut: storage '{}' of {} elements does not fit the rest of the file", path, name,
+                     elements);
+    }
+    storages[name] = rest.subspan(sizeof(elements), *size);
+    rest = rest.subspan(sizeof(elements) + *size);
+  }
+  return storages;
+}
+
+// The dtype of every storage that a persistent id below `value` names.
+void collect_storage_dtypes(const PickleValue& value, std::map<std::string, DType>& dtypes) {
+  if (value.kind == Kind::kStorage && value.items.size() >= 3 && value.items[1]->kind == Kind::kGlobal) {
+    if (const auto dtype = dtype_of_storage(value.items[1]->text))
+      dtypes[std::string(value.items[2]->text)] = *dtype;
+  }
+  for (const PickleValue* item : value.items) collect_storage_dtypes(*item, dtypes);
+  for (const auto& [key, item] : value.entries) collect_storage_dtypes(*item, dtypes);
+}
+
+}  // namespace
+
+bool is_state_dict_global(std::string_view global) {
+  static constexpr std::array kAllowed = {"collections.OrderedDict"sv,
+                                          "torch._utils._rebuild_tensor_v2"sv,
+                                          "torch._utils._rebuild_parameter"sv,
+                                          "torch._tensor._rebuild_from_type_v2"sv,
+                                          "torch.Tensor"sv,
+                                          "torch.nn.parameter.Parameter"sv,
+                                          "torch.Size"sv,
+                                          "torch.device"sv,
+                                          "torch.serialization._get_layout"sv,
+                                          "numpy.core.multiarray.scalar"sv,
+                                          "numpy._core.multiarray.scalar"sv,
+                                          "numpy.dtype"sv,
+                                          "_codecs.encode"sv,
+                                          "argparse.Namespace"sv};
+  return std::find(kAllowed.begin(), kAllowed.end(), global) != kAllowed.end() ||
+         dtype_of_storage(global).has_value();
+}
+
+bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::string& what) {
+  if (is_call_of(value, "torch._utils._rebuild_parameter")) {
+    return !value.items.empty() && read_tensor_place(*value.items[0], place, what);
+  }
+  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2")) return false;
+  const auto& arguments = value.items;
+  const bool shaped = arguments.size() >= 4 && arguments[0]->kind == Kind::kStorage &&
+                      arguments[1]->kind == Kind::kInt && arguments[2]->kind == Kind::kTuple &&
+                      arguments[3]->kind == Kind::kTuple;
+  if (!shaped || arguments[1]->integer < 0) throw bad_data("{} is described wrongly", what);
+  const auto& id = arguments[0]->items;  // 'storage', type, key, location, elements
+  const bool identified = id.size() >= 5 && id[0]->kind == Kind::kText && id[0]->text == "storage" &&
+                          id[1]->kind == Kind::kGlobal && id[2]->kind == Kind::kText &&
+                          id[4]->kind == Kind::kInt;
+  if (!identified || id[4]->integer < 0) throw bad_data("{} has a storage that is described wrongly", what);
+  const auto dtype = dtype_of_storage(id[1]->text);
+  if (!dtype) throw bad_data("{} has the unknown storage type {}", what, id[1]->text);
+  place = {*dtype,
+           read_integers(*arguments[2], what),
+           read_integers(*arguments[3], what),
+           std::string(id[2]->text),
+           static_cast<uint64_t>(arguments[1]->integer),
+           static_cast<uint64_t>(id[4]->integer)};
+  if (place.shape.size() != place.strides.size())
+    throw bad_data("{} has a shape and strides of different length", what);
+  check_extent(place, what);
+  return true;
+}
+
+bool looks_like_legacy_torch_save(Bytes bytes) {
+  // PROTO 2, LONG1 of ten bytes, the magic number.
+  constexpr size_t kMagicAt = 4;
+  return bytes.size() > kMagicAt + kLegacyMagic.size() && bytes[0] == std::byte{0x80} &&
+         bytes[2] == std::byte{0x8a} &&
+         std::memcmp(bytes.data() + kMagicAt, kLegacyMagic.data(), kLegacyMagic.size()) == 0;
+}
+
+StateDict read_state_dict_zip(const std::vector<ZipEntry>& entries, const std::string& path) {
+  const ZipEntry* pickle_entry = nullptr;
+  std::map<std::string, const ZipEntry*> storages;
+  for (const ZipEntry& entry : entries) {
+    const size_t slash = entry.name.find('/');
+    const std::string inner = slash == std::string::npos ? entry.name : entry.name.substr(slash + 1);
+    if (inner == "data.pkl") pickle_entry = &entry;
+    if (inner.starts_with("data/")) storages[inner.substr(5)] = &entry;
+  }
+  if (pickle_entry == nullptr) {
+    throw bad_data("'{}' is a zip, but neither TorchScript nor torch.save wrote it: it has no data.pkl",
+                   path);
+  }
+  check_crcs(entries, path);
+  const std::string content = unpack(*pickle_entry, path);
+  const Pickle pickle = read_pickle(std::as_bytes(std::span(content)), path);
+  const FindStorage find = [&](const std::string& key, const std::string& what) {
+    const auto found = storages.find(key);
+    if (found == storages.end()) throw bad_data("{} needs the member 'data/{}', which is missing", what, key);
+    if (found->second->deflated)
+      throw bad_data("{} has a compressed storage; torch.save stores them plain", what);
+    return found->second->data;
+  };
+  return read_root(pickle.root(), find, path);
+}
+
+StateDict read_legacy_state_dict(Bytes bytes, const std::string& path) {
+  // Magic number, protocol version and the writer's sizes come first and are not needed.
+  uint64_t at = 0;
+  for (int i = 0; i < 3; ++i) at += read_pickle(bytes.subspan(at), path).size_bytes();
+  const Pickle object = read_pickle(bytes.subspan(at), path);
+  at += object.size_bytes();
+  const Pickle keys = read_pickle(bytes.subspan(at), path);
+  at += keys.size_bytes();
+  std::map<std::string, DType> dtypes;
+  collect_storage_dtypes(object.root(), dtypes);
+  const auto storages = read_legacy_storages(bytes.subspan(at), keys, dtypes, path);
+  const FindStorage find = [&](const std::string& key, const std::string& what) {
+    const auto found = storages.find(key);
+    if (found == storages.end()) throw bad_data("{} needs the storage '{}', which is missing", what, key);
+    return found->second;
+  };
+  return read_root(object.root(), find, path);
+}
+
+}  // namespace mcompress

@@ -1,0 +1,192 @@
+#include "mcompress/formats/torchscript.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <functional>
+#include <map>
+#include <string_view>
+
+#include "mcompress/base/checked.h"
+#include "mcompress/base/error.h"
+#include "mcompress/formats/pickle.h"
+#include "mcompress/formats/state_dict.h"
+
+namespace mcompress {
+
+namespace {
+
+using namespace std::string_view_literals;
+
+std::string inner_name(const ZipEntry& entry) {
+  const size_t slash = entry.name.find('/');
+  return slash == std::string::npos ? entry.name : entry.name.substr(slash + 1);
+}
+
+bool is_torchscript_global(std::string_view global) {
+  static constexpr std::array kAllowed = {"torch._utils._rebuild_qtensor"sv,
+                                          "torch._utils._rebuild_sparse_tensor"sv,
+                                          "builtins.complex"sv,
+                                          "torch.per_tensor_affine"sv,
+                                          "torch.per_channel_affine"sv,
+                                          "torch.QInt8Storage"sv,
+                                          "torch.QUInt8Storage"sv,
+                                          "torch.QInt32Storage"sv,
+                                          "torch.jit._pickle.build_intlist"sv};
+  return global.starts_with("__torch__.") || global.starts_with("torch.jit._pickle.") ||
+         is_state_dict_global(global) || global.ends_with("Storage") ||
+         std::find(kAllowed.begin(), kAllowed.end(), global) != kAllowed.end();
+}
+
+// Reads the words and signs of TorchScript source, without its strings and comments.
+class SourceScanner {
+ public:
+  SourceScanner(std::string_view text, std::string what, bool trust_code)
+      : text_(text), what_(std::move(what)), trust_code_(trust_code) {}
+
+  void scan() {
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '#') {
+        skip_until('\n');
+      } else if (c == '"' || c == '\'') {
+        skip_string(c);
+        last_word_ = {};
+      } else if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
+        on_word(take_word());
+      } else {
+        on_sign(c);
+        ++at_;
+      }
+    }
+  }
+
+ private:
+  // LibTorch's parser and compiler recurse over expressions; these bounds keep them on the stack.
+  static constexpr size_t kMaxNesting = 100, kMaxTerms = 2000, kMaxIndent = 400;
+
+  void skip_until(char end) {
+    while (at_ < text_.size() && text_[at_] != end) ++at_;
+  }
+
+  void skip_string(char quote) {
+    for (++at_; at_ < text_.size() && text_[at_] != quote; ++at_) {
+      if (text_[at_] == '\\') ++at_;
+    }
+    ++at_;
+  }
+
+  std::string_view take_word() {
+    const size_t begin = at_;
+    while (at_ < text_.size() &&
+           (std::isalnum(static_cast<unsigned char>(text_[at_])) != 0 || text_[at_] == '_'))
+      ++at_;
+    return text_.substr(begin, at_ - begin);
+  }
+
+  void on_word(std::string_view word) {
+    count_term();
+    const bool saves = word == "save" && after_dot_ && (last_word_ == "torch" || last_word_ == "aten");
+    const bool reaches_files = saves || word == "from_file" || word == "load_tensor";
+    if (reaches_files && !trust_code_) {
+      throw bad_data("{} calls '{}', which reads or writes files; if you trust the model, pass --trust-code",
+                     what_, word);
+    }
+    last_word_ = word;
+    after_dot_ = false;
+  }
+
+  void on_sign(char c) {
+    if (c == '\n' && nesting_.empty()) check_indent();
+    if (c == '\n' && nesting_.empty()) terms_ = 0;
+    if (std::isspace(static_cast<unsigned char>(c)) != 0 || c == '\\') return;
+    after_dot_ = c == '.';
+    if (c == '(' || c == '[' || c == '{') {
+      count_term();
+      nesting_.push_back(terms_);
+      if (nesting_.size() > kMaxNesting)
+        throw bad_data("{} nests deeper than {} brackets", what_, kMaxNesting);
+    } else if ((c == ')' || c == ']' || c == '}') && !nesting_.empty()) {
+      terms_ = nesting_.back();
+      nesting_.pop_back();
+    } else if (c == ',' && !nesting_.empty()) {
+      terms_ = nesting_.back();
+    } else if (!after_dot_) {
+      count_term();
+    }
+  }
+
+  void check_indent() {
+    size_t end = at_ + 1;
+    while (end < text_.size() && text_[end] == ' ') ++end;
+    if (end - at_ > kMaxIndent) throw bad_data("{} indents deeper than {} columns", what_, kMaxIndent);
+  }
+
+  void count_term() {
+    if (++terms_ > kMaxTerms) throw bad_data("{} has an expression of more than {} terms", what_, kMaxTerms);
+  }
+
+  std::string_view text_;
+  std::string what_;
+  bool trust_code_;
+  size_t at_ = 0;
+  std::string_view last_word_;
+  bool after_dot_ = false;
+  size_t terms_ = 0;             // of the expressions that are open
+  std::vector<size_t> nesting_;  // terms outside each open bracket
+};
+
+// Every tensor of a TorchScript pickle lies inside its storage, and every storage inside its member.
+void check_storages(const PickleValue& root, const std::string& folder,
+                    const std::map<std::string, const ZipEntry*>& members, const std::string& path) {
+  std::map<const PickleValue*, bool> seen;
+  const std::function<void(const PickleValue&)> visit = [&](const PickleValue& value) {
+    if (!seen.emplace(&value, true).second) return;
+    const std::string what = fmt::format("a tensor of {} in '{}'", folder, path);
+    TensorPlace place;
+    if (read_tensor_place(value, place, what)) {
+      const auto member = members.find(folder + "/" + place.storage_key);
+      if (member == members.end())
+        throw bad_data("{} needs the member '{}/{}', which is missing", what, folder, place.storage_key);
+      const auto size = checked_mul(place.storage_elements, size_of(place.dtype));
+      if (!size || *size > member->second->size_bytes) {
+        throw bad_data("{} asks for {} elements of a member of {} bytes", what, place.storage_elements,
+                       member->second->size_bytes);
+      }
+    }
+    for (const PickleValue* item : value.items) visit(*item);
+    for (const auto& [key, item] : value.entries) visit(*item);
+    if (value.state != nullptr) visit(*value.state);
+  };
+  visit(root);
+}
+
+}  // namespace
+
+bool is_torchscript(const std::vector<ZipEntry>& entries) {
+  return std::any_of(entries.begin(), entries.end(),
+                     [](const ZipEntry& e) { return inner_name(e) == "constants.pkl"; });
+}
+
+void scan_torchscript(const std::vector<ZipEntry>& entries, const std::string& path, bool trust_code) {
+  check_crcs(entries, path);
+  std::map<std::string, const ZipEntry*> members;
+  for (const ZipEntry& entry : entries) members[inner_name(entry)] = &entry;
+  for (const char* needed : {"data.pkl", "constants.pkl", "version"}) {
+    if (!members.contains(needed))
+      throw bad_data("TorchScript archive '{}' has no member '{}'", path, needed);
+  }
+  for (const char* folder : {"data", "constants"}) {
+    const std::string content = unpack(*members.at(fmt::format("{}.pkl", folder)), path);
+    const std::string what = fmt::format("{}.pkl of '{}'", folder, path);
+    const Pickle pickle(std::as_bytes(std::span(content)), is_torchscript_global, what);
+    check_storages(pickle.root(), folder, members, path);
+  }
+  for (const auto& [name, entry] : members) {
+    if (!name.starts_with("code/") || !name.ends_with(".py")) continue;
+    const std::string content = unpack(*entry, path);
+    SourceScanner(content, fmt::format("'{}' of '{}'", name, path), trust_code).scan();
+  }
+}
+
+}  // namespace mcompress
