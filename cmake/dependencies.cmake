@@ -18,11 +18,13 @@ if(NOT PCRE2_LIBRARY)
 endif()
 
 if(MCOMPRESS_TORCH)
+  # A wheel that this checkout installed into .venv is found without help.
+  file(GLOB MCOMPRESS_WHEEL ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+  list(APPEND CMAKE_PREFIX_PATH ${MCOMPRESS_WHEEL})
   find_package(Torch 2.13 QUIET)
   if(NOT Torch_FOUND)
     message(FATAL_ERROR "LibTorch 2.13 or newer was not found. Run tools/setup.sh, or pass "
       "-DTorch_DIR=<torch>/share/cmake/Torch of a LibTorch")
   endif()
   message(STATUS "LibTorch ${Torch_VERSION} in ${Torch_DIR}")
-  set_property(TARGET torch torch_cpu c10 APPEND PROPERTY SYSTEM ON)
 endif()

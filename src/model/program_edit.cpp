@@ -1,0 +1,168 @@
+#include <torch/csrc/jit/frontend/resolver.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/model/program.h"
+
+namespace mcompress {
+
+namespace {
+
+using c10::ClassType;
+using c10::ClassTypePtr;
+using torch::jit::Module;
+
+// oneDNN's operators are no part of torch's own name space in TorchScript source.
+struct KernelResolver : torch::jit::NativeResolver {
+  std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name, torch::jit::GraphFunction& function,
+                                                         const torch::jit::SourceRange& place) override {
+    if (name == "onednn") return std::make_shared<torch::jit::BuiltinModule>("onednn");
+    return NativeResolver::resolveValue(name, function, place);
+  }
+};
+
+// Activations become uint8 with one range a row: x ~ q * scale + low, so that
+// y = scale * (q * codes) * weight_scale + low * sum(weight row) + bias.
+// The packed weight is opaque to the pickler, so the state is only what it is made from.
+constexpr const char* kInt8Source = R"(
+def pack(self) -> None:
+    self.packed = onednn.qlinear_prepack(self.weight, None)
+    self.zero = torch.zeros_like(self.scale, dtype=4)
+    self.row_sum = torch.mul(torch.sum(self.weight, [1], dtype=6), self.scale)
+
+def __getstate__(self) -> Tuple[Tensor, Tensor, Tensor, bool]:
+    return (self.weight, self.scale, self.bias, self.training)
+
+def __setstate__(self, state: Tuple[Tensor, Tensor, Tensor, bool]) -> None:
+    self.weight = state[0]
+    self.scale = state[1]
+    self.bias = state[2]
+    self.training = state[3]
+    self.pack()
+)";
+
+constexpr const char* kInt8Forward = R"(
+def {}(self, x: Tensor) -> Tensor:
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    scale = torch.clamp_min((high - low) * 0.00392156862745098, 1e-30)
+    inverse = torch.reciprocal(scale)
+    q = torch.addcmul(0.5 - low * inverse, x, inverse).to(dtype=0)
+    y = onednn.qlinear_pointwise(q, 1.0, 0, self.packed, self.scale, self.zero, None, 1.0, 0, 6, "none", [], "")
+    return torch.addcmul(torch.addcmul(self.bias, low, self.row_sum), y, scale)
+)";
+
+constexpr const char* kPortableLinear = R"(
+def {}(self, x: Tensor) -> Tensor:
+    return torch.linear(x, self.weight.to(dtype=6) * self.scale.unsqueeze(1), self.bias)
+)";
+
+constexpr const char* kEmbedding = R"(
+def {}(self, x: Tensor) -> Tensor:
+    return torch.embedding(self.weight, x).to(dtype=6) * torch.embedding(self.scale.unsqueeze(1), x)
+)";
+
+// A module of plain buffers that stands in for `layer`.
+Module make_int8_module(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
+  const bool embedding = layer.kind == LayerKind::kEmbedding;
+  const bool int8 = !embedding && runtime == Runtime::kInt8;
+  const char* name = embedding ? "Int8Embedding" : int8 ? "Int8Linear" : "PortableInt8Linear";
+  Module module(c10::QualifiedName(std::string("__torch__.mcompress.") + name),
+                std::make_shared<torch::jit::CompilationUnit>(), true);
+  if (!module.hasattr("training")) module.register_attribute("training", c10::BoolType::get(), false);
+  module.register_buffer("weight", weight.codes);
+  module.register_buffer("scale", weight.scale);
+  if (!embedding) {
+    module.register_buffer("bias", layer.bias.defined() ? layer.bias.detach() : at::zeros_like(weight.scale));
+  }
+  const auto resolver = std::make_shared<KernelResolver>();
+  if (int8) {
+    for (const char* derived : {"packed", "zero", "row_sum"}) {
+      module.register_attribute(derived, c10::TensorType::get(), at::empty({0}));
+    }
+    module.define(kInt8Source, resolver);
+  }
+  const char* source = embedding ? kEmbedding : int8 ? kInt8Forward : kPortableLinear;
+  for (const std::string& method : layer.methods) module.define(fmt::format(fmt::runtime(source), method), resolver);
+  if (int8) module.get_method("pack")({});
+  return module;
+}
+
+// Every attribute read from a module has the type that the module's type now says.
+void retype_attributes(torch::jit::Block* block) {
+  for (torch::jit::Node* node : block->nodes()) {
+    if (node->kind() == c10::prim::GetAttr) {
+      if (const auto type = node->input(0)->type()->cast<ClassType>()) {
+        node->output()->setType(type->getAttribute(node->s(c10::attr::name)));
+      }
+    }
+    for (torch::jit::Block* inner : node->blocks()) retype_attributes(inner);
+  }
+}
+
+// Copies a program's tree, giving each module that holds a replaced layer a type of its own.
+class Rebuilder {
+ public:
+  explicit Rebuilder(const std::map<std::string, Module>& replacements) : replacements_(replacements) {}
+
+  Module rebuild(const Module& module, const std::string& path) {
+    const auto replaced = replacements_.find(path);
+    if (replaced != replacements_.end()) return replaced->second;
+    const auto known = done_.find(module._ivalue().get());
+    if (known != done_.end()) return known->second;
+    std::map<std::string, Module> children;
+    bool changed = false;
+    for (const auto& child : module.named_children()) {
+      const Module built = rebuild(child.value, path.empty() ? child.name : path + "." + child.name);
+      changed = changed || built._ivalue() != child.value._ivalue();
+      children.emplace(child.name, built);
+    }
+    const Module result = changed ? copy_with(module, children) : module;
+    done_.emplace(module._ivalue().get(), result);
+    return result;
+  }
+
+ private:
+  static Module copy_with(const Module& module, const std::map<std::string, Module>& children) {
+    const ClassTypePtr old_type = module.type();
+    const auto unit = module._ivalue()->compilation_unit();
+    const ClassTypePtr type = ClassType::create(unit->mangle(*old_type->name()), unit, /*is_module=*/true);
+    unit->register_type(type);
+    for (size_t i = 0; i < old_type->numConstants(); ++i) {
+      type->addConstant(old_type->getConstantName(i), old_type->getConstant(i));
+    }
+    const auto object = c10::ivalue::Object::create(c10::StrongTypePtr(unit, type), old_type->numAttributes());
+    for (size_t i = 0; i < old_type->numAttributes(); ++i) {
+      const std::string& name = old_type->getAttributeName(i);
+      const auto child = children.find(name);
+      const c10::TypePtr attribute = child == children.end() ? old_type->getAttribute(i) : child->second.type();
+      type->addAttribute(name, attribute, old_type->is_parameter(i), old_type->is_buffer(i));
+      object->setSlot(i, child == children.end() ? module._ivalue()->getSlot(i) : c10::IValue(child->second._ivalue()));
+    }
+    const auto to_new = [&](c10::TypePtr in) -> c10::TypePtr { return in == old_type ? c10::TypePtr(type) : in; };
+    for (const torch::jit::Function* method : old_type->methods()) {
+      auto graph = torch::jit::toGraphFunction(*method).graph()->copy();
+      graph->inputs()[0]->setType(type);
+      retype_attributes(graph->block());
+      auto* copied = unit->create_function(c10::QualifiedName(*type->name(), method->name()), graph);
+      type->addMethod(copied);
+      copied->setSchema(method->getSchema().cloneWithRemappedTypes(to_new));
+    }
+    return Module(object);
+  }
+
+  const std::map<std::string, Module>& replacements_;
+  std::map<const c10::ivalue::Object*, Module> done_;
+};
+
+}  // namespace
+
+Module replace_layers(const Module& program, const std::vector<Layer>& layers,
+                      const std::map<std::string, Int8Channel>& weights, Runtime runtime) {
+  std::map<std::string, Module> replacements;
+  for (const Layer& layer : layers) {
+    const auto weight = weights.find(layer.name);
+    if (weight != weights.end()) replacements.emplace(layer.name, make_int8_module(layer, weight->second, runtime));
+  }
+  return Rebuilder(replacements).rebuild(program, "");
+}
+
+}  // namespace mcompress
