@@ -242,7 +242,7 @@ void collect_storage_dtypes(const PickleValue& value, std::map<std::string, DTyp
 
 bool is_state_dict_global(std::string_view global) {
   static constexpr std::array kAllowed = {"collections.OrderedDict"sv,
-                                          "torch._utils._rebuild_tensor_v2"sv,
+                                          "torch._utils._rebuild_tensor_v2"sv, "torch._utils._rebuild_tensor"sv,
                                           "torch._utils._rebuild_parameter"sv,
                                           "torch._tensor._rebuild_from_type_v2"sv,
                                           "torch.Tensor"sv,
@@ -263,7 +263,10 @@ bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::
   if (is_call_of(value, "torch._utils._rebuild_parameter")) {
     return !value.items.empty() && read_tensor_place(*value.items[0], place, what);
   }
-  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2")) return false;
+  // PyTorch before 0.4 wrote _rebuild_tensor, whose first four arguments are the same.
+  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2") && !is_call_of(value, "torch._utils._rebuild_tensor")) {
+    return false;
+  }
   const auto& arguments = value.items;
   const bool shaped = arguments.size() >= 4 && arguments[0]->kind == Kind::kStorage &&
                       arguments[1]->kind == Kind::kInt && arguments[2]->kind == Kind::kTuple &&

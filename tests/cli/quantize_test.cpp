@@ -14,7 +14,7 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 
 TEST(Quantize, MlpShrinksAndKeepsItsAccuracy) {
   const TemporaryFolder folder;
-  const Run run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --report - --eval-data " + kData);
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --report - --eval-data " + kData);
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const json report = json::parse(run.out);
   EXPECT_EQ(report["schema_version"], 1);
@@ -27,7 +27,7 @@ TEST(Quantize, MlpShrinksAndKeepsItsAccuracy) {
 
 TEST(Quantize, PortableRuntimeGivesTheSameClasses) {
   const TemporaryFolder folder;
-  const Run run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
                                 " --runtime portable --limit 1000 --report - --eval-data " + kData);
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_GE(json::parse(run.out)["metrics"]["agreement"].get<double>(), 0.99);
@@ -35,7 +35,7 @@ TEST(Quantize, PortableRuntimeGivesTheSameClasses) {
 
 TEST(Quantize, CnnKeepsItsConvolutionsAndSaysWhy) {
   const TemporaryFolder folder;
-  const Run run = run_mcompress("quantize " + shipped("fashion_cnn.pt") + " -o " + (folder / "q.pt") + " --report -");
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_cnn.pt") + " -o " + (folder / "q.pt") + " --report -");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   for (const json& layer : json::parse(run.out)["layers"]) {
     if (layer["kind"] == "conv2d") {
@@ -54,7 +54,7 @@ TEST(Quantize, GivesTheSameBytesForAnyThreadCount) {
 
 TEST(Quantize, FailedGateExitsWith3AndStillWrites) {
   const TemporaryFolder folder;
-  const Run run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --min-size-ratio 9");
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --min-size-ratio 9");
   EXPECT_EQ(run.exit_code, 3);
   EXPECT_TRUE(contains(run.err, "gate min_size_ratio failed")) << run.err;
   EXPECT_TRUE(std::filesystem::exists(folder / "q.pt"));
@@ -62,7 +62,7 @@ TEST(Quantize, FailedGateExitsWith3AndStillWrites) {
 
 TEST(Quantize, DryRunWritesNothing) {
   const TemporaryFolder folder;
-  const Run run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --dry-run");
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --dry-run");
   EXPECT_EQ(run.exit_code, 0);
   EXPECT_TRUE(contains(run.out, "fc1")) << run.out;
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
@@ -108,7 +108,7 @@ TEST(Messages, NameTheThingAndTheRemedy) {
       {"inspect " + folder.path(), 65, "no config.json"},
       {"evaluate " + (folder / "old") + " --eval-data " + kData, 65, "no model that is known"}};
   for (const Case& c : cases) {
-    const Run run = run_mcompress(c.arguments);
+    const Outcome run = run_mcompress(c.arguments);
     EXPECT_EQ(run.exit_code, c.exit_code) << c.arguments << "\n" << run.err;
     EXPECT_TRUE(contains(run.err, c.words)) << c.arguments << "\n" << run.err;
     EXPECT_EQ(run.out, "") << c.arguments;
@@ -121,10 +121,10 @@ TEST(RealModels, ResNetsEvaluateToTheirKnownAccuracy) {
   const std::string base(data);
   const std::string options = " --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --report - --limit 500 --data " + base +
                               "/cifar10/test_batch.bin";
-  const Run resnet20 = run_mcompress("evaluate " + base + "/resnet/resnet20-cifar10.pt" + options);
+  const Outcome resnet20 = run_mcompress("evaluate " + base + "/resnet/resnet20-cifar10.pt" + options);
   ASSERT_EQ(resnet20.exit_code, 0) << resnet20.err;
   EXPECT_EQ(json::parse(resnet20.out)["metrics"]["top1"]["count"], 455);
-  const Run resnet56 = run_mcompress("evaluate " + base + "/resnet/resnet56-cifar10.pt" + options);
+  const Outcome resnet56 = run_mcompress("evaluate " + base + "/resnet/resnet56-cifar10.pt" + options);
   ASSERT_EQ(resnet56.exit_code, 0) << resnet56.err;
   EXPECT_EQ(json::parse(resnet56.out)["metrics"]["top1"]["count"], 470);
 }
@@ -132,7 +132,7 @@ TEST(RealModels, ResNetsEvaluateToTheirKnownAccuracy) {
 TEST(RealModels, LegacyCheckpointIsListed) {
   const char* data = std::getenv("MCOMPRESS_TEST_DATA");
   if (data == nullptr) GTEST_SKIP() << "MCOMPRESS_TEST_DATA is not set";
-  const Run run = run_mcompress("inspect --json " + std::string(data) + "/resnet/resnet20-cifar10.th");
+  const Outcome run = run_mcompress("inspect --json " + std::string(data) + "/resnet/resnet20-cifar10.th");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const json result = json::parse(run.out);
   EXPECT_EQ(result["format"], "legacy_state_dict");

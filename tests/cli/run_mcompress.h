@@ -9,13 +9,13 @@
 
 namespace mcompress::testing {
 
-struct Run {
+struct Outcome {
   int exit_code;
   std::string out, err;
 };
 
 // Runs the built program through the shell, stdout and stderr apart.
-inline Run run_mcompress(const std::string& arguments) {
+inline Outcome run_mcompress(const std::string& arguments) {
   const TemporaryFolder folder;
   const std::string command =
       std::string(MCOMPRESS_BINARY) + " " + arguments + " >" + (folder / "out") + " 2>" + (folder / "err") + " </dev/null";
