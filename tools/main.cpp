@@ -26,7 +26,8 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", "mcompress " MCOMPRESS_VERSION);
   app.require_subcommand(0, 1);
   const std::vector<Command> commands = all_commands();
-  for (const Command& command : commands) command.add_options(*app.add_subcommand(command.name, command.summary));
+  for (const Command& command : commands)
+    command.add_options(*app.add_subcommand(command.name, command.summary));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& stop) {

@@ -17,11 +17,13 @@ namespace mcompress::cli {
 using nlohmann::ordered_json;
 
 void add_data_options(CLI::App& app, DataArguments& data) {
-  app.add_option("--eval-data,--data", data.path, "Labelled images: folder with an IDX pair, or CIFAR-10 binary file");
+  app.add_option("--eval-data,--data", data.path,
+                 "Labelled images: folder with an IDX pair, or CIFAR-10 binary file");
   app.add_option("--scale", data.options.scale, "Factor for every pixel value")->capture_default_str();
   app.add_option("--mean", data.options.mean, "Mean to subtract, one a channel")->delimiter(',');
   app.add_option("--std", data.options.stddev, "Deviation to divide by, one a channel")->delimiter(',');
-  app.add_option("--limit", data.options.limit, "Use the first rows only; 0: all")->check(CLI::NonNegativeNumber);
+  app.add_option("--limit", data.options.limit, "Use the first rows only; 0: all")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--batch-size", data.batch_size, "Samples in one forward pass")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -29,7 +31,8 @@ void add_data_options(CLI::App& app, DataArguments& data) {
 
 void add_run_options(CLI::App& app, RunArguments& arguments) {
   app.add_option("--report", arguments.report, "Write a JSON report to this file; -: to stdout");
-  app.add_option("-t,--threads", arguments.threads, "CPU threads; 0: as LibTorch chooses")->check(CLI::NonNegativeNumber);
+  app.add_option("-t,--threads", arguments.threads, "CPU threads; 0: as LibTorch chooses")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--force", arguments.force, "Replace existing outputs");
   app.add_flag("--trust-code", arguments.trust_code, "Load a TorchScript file even though it reaches files");
 }
@@ -46,7 +49,11 @@ void check_report(const RunArguments& arguments) {
 void write_report(ordered_json results, const std::string& command, const RunArguments& arguments) {
   if (arguments.report.empty()) return;
   ordered_json report = {{"schema_version", 1},
-                         {"tool", {{"name", "mcompress"}, {"version", MCOMPRESS_VERSION}, {"libtorch", TORCH_VERSION}, {"cpu", cpu_name()}}},
+                         {"tool",
+                          {{"name", "mcompress"},
+                           {"version", MCOMPRESS_VERSION},
+                           {"libtorch", TORCH_VERSION},
+                           {"cpu", cpu_name()}}},
                          {"command", command}};
   report.update(results);
   report["threads"] = at::get_num_threads();
@@ -65,7 +72,11 @@ namespace {
 
 ordered_json share_json(const Share& share) {
   const Interval interval = wilson_interval(share);
-  return {{"value", share.value()}, {"low", interval.low}, {"high", interval.high}, {"count", share.count}, {"total", share.total}};
+  return {{"value", share.value()},
+          {"low", interval.low},
+          {"high", interval.high},
+          {"count", share.count},
+          {"total", share.total}};
 }
 
 }  // namespace

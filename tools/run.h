@@ -23,7 +23,9 @@ struct Command {
 Command inspect_command();
 Command evaluate_command();
 Command quantize_command();
-inline std::vector<Command> all_commands() { return {inspect_command(), evaluate_command(), quantize_command()}; }
+inline std::vector<Command> all_commands() {
+  return {inspect_command(), evaluate_command(), quantize_command()};
+}
 
 // Options that several commands share.
 struct DataArguments {

@@ -55,12 +55,15 @@ Images load_cifar(const std::string& path) {
   constexpr int64_t kChannels = 3, kSide = 32;
   const auto count = static_cast<int64_t>(file.bytes().size() / kCifarRow);
   const at::Tensor rows = copy_bytes(file.bytes(), {count, static_cast<int64_t>(kCifarRow)});
-  return {rows.narrow(1, 1, kCifarRow - 1).reshape({count, kChannels, kSide, kSide}), rows.select(1, 0).to(at::kLong), {}};
+  return {rows.narrow(1, 1, kCifarRow - 1).reshape({count, kChannels, kSide, kSide}),
+          rows.select(1, 0).to(at::kLong),
+          {}};
 }
 
 at::Tensor per_channel(const std::vector<double>& values, int64_t channels, const char* name) {
   if (static_cast<int64_t>(values.size()) != channels) {
-    throw error(Exit::kUsage, "--{} has {} values, and the images have {} channels", name, values.size(), channels);
+    throw error(Exit::kUsage, "--{} has {} values, and the images have {} channels", name, values.size(),
+                channels);
   }
   return at::tensor(values, at::kFloat).view({1, channels, 1, 1});
 }

@@ -242,7 +242,8 @@ void collect_storage_dtypes(const PickleValue& value, std::map<std::string, DTyp
 
 bool is_state_dict_global(std::string_view global) {
   static constexpr std::array kAllowed = {"collections.OrderedDict"sv,
-                                          "torch._utils._rebuild_tensor_v2"sv, "torch._utils._rebuild_tensor"sv,
+                                          "torch._utils._rebuild_tensor_v2"sv,
+                                          "torch._utils._rebuild_tensor"sv,
                                           "torch._utils._rebuild_parameter"sv,
                                           "torch._tensor._rebuild_from_type_v2"sv,
                                           "torch.Tensor"sv,
@@ -264,7 +265,8 @@ bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::
     return !value.items.empty() && read_tensor_place(*value.items[0], place, what);
   }
   // PyTorch before 0.4 wrote _rebuild_tensor, whose first four arguments are the same.
-  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2") && !is_call_of(value, "torch._utils._rebuild_tensor")) {
+  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2") &&
+      !is_call_of(value, "torch._utils._rebuild_tensor")) {
     return false;
   }
   const auto& arguments = value.items;

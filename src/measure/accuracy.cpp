@@ -39,8 +39,10 @@ Accuracy measure_accuracy(const std::function<at::Tensor(const at::Tensor&)>& fo
   }
   result.logits = at::cat(logits);
   const int64_t classes = result.logits.size(1);
-  if (images.labels.max().item<int64_t>() >= classes) throw bad_data("the data has labels beyond the model's {} classes", classes);
-  if (!result.logits.isfinite().all().item<bool>()) throw bad_data("the model's outputs hold NaN or infinity");
+  if (images.labels.max().item<int64_t>() >= classes)
+    throw bad_data("the data has labels beyond the model's {} classes", classes);
+  if (!result.logits.isfinite().all().item<bool>())
+    throw bad_data("the model's outputs hold NaN or infinity");
   const at::Tensor labels = images.labels.unsqueeze(1);
   const at::Tensor ranked = std::get<1>(result.logits.topk(std::min<int64_t>(5, classes), 1));
   const at::Tensor hits = ranked == labels;
@@ -51,7 +53,8 @@ Accuracy measure_accuracy(const std::function<at::Tensor(const at::Tensor&)>& fo
 }
 
 Share agreement(const Accuracy& reference, const Accuracy& other) {
-  return {(reference.logits.argmax(1) == other.logits.argmax(1)).sum().item<int64_t>(), reference.logits.size(0)};
+  return {(reference.logits.argmax(1) == other.logits.argmax(1)).sum().item<int64_t>(),
+          reference.logits.size(0)};
 }
 
 double output_sqnr_db(const Accuracy& reference, const Accuracy& other) {

@@ -48,7 +48,8 @@ torch::jit::Module load_program(const std::string& path, bool trust_code) {
     program.eval();
     return program;
   } catch (const c10::Error& failure) {
-    throw bad_data("'{}' is not a TorchScript program that loads: {}", path, failure.what_without_backtrace());
+    throw bad_data("'{}' is not a TorchScript program that loads: {}", path,
+                   failure.what_without_backtrace());
   } catch (const std::runtime_error& failure) {
     throw bad_data("'{}' is not a TorchScript program that loads: {}", path, failure.what());
   }

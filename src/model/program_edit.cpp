@@ -13,7 +13,8 @@ using torch::jit::Module;
 
 // oneDNN's operators are no part of torch's own name space in TorchScript source.
 struct KernelResolver : torch::jit::NativeResolver {
-  std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name, torch::jit::GraphFunction& function,
+  std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name,
+                                                         torch::jit::GraphFunction& function,
                                                          const torch::jit::SourceRange& place) override {
     if (name == "onednn") return std::make_shared<torch::jit::BuiltinModule>("onednn");
     return NativeResolver::resolveValue(name, function, place);
@@ -81,7 +82,8 @@ Module make_int8_module(const Layer& layer, const Int8Channel& weight, Runtime r
     module.define(kInt8Source, resolver);
   }
   const char* source = embedding ? kEmbedding : int8 ? kInt8Forward : kPortableLinear;
-  for (const std::string& method : layer.methods) module.define(fmt::format(fmt::runtime(source), method), resolver);
+  for (const std::string& method : layer.methods)
+    module.define(fmt::format(fmt::runtime(source), method), resolver);
   if (int8) module.get_method("pack")({});
   return module;
 }
@@ -129,15 +131,20 @@ class Rebuilder {
     for (size_t i = 0; i < old_type->numConstants(); ++i) {
       type->addConstant(old_type->getConstantName(i), old_type->getConstant(i));
     }
-    const auto object = c10::ivalue::Object::create(c10::StrongTypePtr(unit, type), old_type->numAttributes());
+    const auto object =
+        c10::ivalue::Object::create(c10::StrongTypePtr(unit, type), old_type->numAttributes());
     for (size_t i = 0; i < old_type->numAttributes(); ++i) {
       const std::string& name = old_type->getAttributeName(i);
       const auto child = children.find(name);
-      const c10::TypePtr attribute = child == children.end() ? old_type->getAttribute(i) : child->second.type();
+      const c10::TypePtr attribute =
+          child == children.end() ? old_type->getAttribute(i) : child->second.type();
       type->addAttribute(name, attribute, old_type->is_parameter(i), old_type->is_buffer(i));
-      object->setSlot(i, child == children.end() ? module._ivalue()->getSlot(i) : c10::IValue(child->second._ivalue()));
+      object->setSlot(
+          i, child == children.end() ? module._ivalue()->getSlot(i) : c10::IValue(child->second._ivalue()));
     }
-    const auto to_new = [&](c10::TypePtr in) -> c10::TypePtr { return in == old_type ? c10::TypePtr(type) : in; };
+    const auto to_new = [&](c10::TypePtr in) -> c10::TypePtr {
+      return in == old_type ? c10::TypePtr(type) : in;
+    };
     for (const torch::jit::Function* method : old_type->methods()) {
       auto graph = torch::jit::toGraphFunction(*method).graph()->copy();
       graph->inputs()[0]->setType(type);
@@ -160,7 +167,8 @@ Module replace_layers(const Module& program, const std::vector<Layer>& layers,
   std::map<std::string, Module> replacements;
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
-    if (weight != weights.end()) replacements.emplace(layer.name, make_int8_module(layer, weight->second, runtime));
+    if (weight != weights.end())
+      replacements.emplace(layer.name, make_int8_module(layer, weight->second, runtime));
   }
   return Rebuilder(replacements).rebuild(program, "");
 }

@@ -71,7 +71,8 @@ void find_outside_reads(const Module& program, std::set<std::string>& types) {
   }
 }
 
-std::optional<Layer> read_layer(const std::string& name, const Module& module, const std::set<std::string>& read_outside) {
+std::optional<Layer> read_layer(const std::string& name, const Module& module,
+                                const std::set<std::string>& read_outside) {
   if (!module.hasattr("weight") || !module.attr("weight").isTensor()) return std::nullopt;
   Layer layer{name, LayerKind::kLinear, module.attr("weight").toTensor(), {}, {}, {}};
   std::optional<LayerKind> kind;

@@ -10,11 +10,14 @@ using nlohmann::json;
 
 constexpr const char* kData = "/usr/share/datasets/fashion-mnist";
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 TEST(Quantize, MlpShrinksAndKeepsItsAccuracy) {
   const TemporaryFolder folder;
-  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --report - --eval-data " + kData);
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
+                                    " --report - --eval-data " + kData);
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const json report = json::parse(run.out);
   EXPECT_EQ(report["schema_version"], 1);
@@ -28,14 +31,15 @@ TEST(Quantize, MlpShrinksAndKeepsItsAccuracy) {
 TEST(Quantize, PortableRuntimeGivesTheSameClasses) {
   const TemporaryFolder folder;
   const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
-                                " --runtime portable --limit 1000 --report - --eval-data " + kData);
+                                    " --runtime portable --limit 1000 --report - --eval-data " + kData);
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_GE(json::parse(run.out)["metrics"]["agreement"].get<double>(), 0.99);
 }
 
 TEST(Quantize, CnnKeepsItsConvolutionsAndSaysWhy) {
   const TemporaryFolder folder;
-  const Outcome run = run_mcompress("quantize " + shipped("fashion_cnn.pt") + " -o " + (folder / "q.pt") + " --report -");
+  const Outcome run =
+      run_mcompress("quantize " + shipped("fashion_cnn.pt") + " -o " + (folder / "q.pt") + " --report -");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   for (const json& layer : json::parse(run.out)["layers"]) {
     if (layer["kind"] == "conv2d") {
@@ -47,14 +51,18 @@ TEST(Quantize, CnnKeepsItsConvolutionsAndSaysWhy) {
 TEST(Quantize, GivesTheSameBytesForAnyThreadCount) {
   const TemporaryFolder folder;
   for (const char* threads : {"1", "2"}) {
-    ASSERT_EQ(run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / threads) + " -t " + threads).exit_code, 0);
+    ASSERT_EQ(run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / threads) + " -t " +
+                            threads)
+                  .exit_code,
+              0);
   }
   EXPECT_EQ(read_file(folder / "1"), read_file(folder / "2"));
 }
 
 TEST(Quantize, FailedGateExitsWith3AndStillWrites) {
   const TemporaryFolder folder;
-  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --min-size-ratio 9");
+  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
+                                    " --min-size-ratio 9");
   EXPECT_EQ(run.exit_code, 3);
   EXPECT_TRUE(contains(run.err, "gate min_size_ratio failed")) << run.err;
   EXPECT_TRUE(std::filesystem::exists(folder / "q.pt"));
@@ -62,7 +70,8 @@ TEST(Quantize, FailedGateExitsWith3AndStillWrites) {
 
 TEST(Quantize, DryRunWritesNothing) {
   const TemporaryFolder folder;
-  const Outcome run = run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --dry-run");
+  const Outcome run =
+      run_mcompress("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " --dry-run");
   EXPECT_EQ(run.exit_code, 0);
   EXPECT_TRUE(contains(run.out, "fc1")) << run.out;
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
@@ -70,8 +79,8 @@ TEST(Quantize, DryRunWritesNothing) {
 
 TEST(Quantize, FullDiskExitsWith74AndLeavesNoStub) {
   const TemporaryFolder folder;
-  const std::string command = std::string("ulimit -f 64; ") + MCOMPRESS_BINARY + " quantize " + shipped("fashion_mlp.pt") + " -o " +
-                              (folder / "q.pt") + " 2>/dev/null";
+  const std::string command = std::string("ulimit -f 64; ") + MCOMPRESS_BINARY + " quantize " +
+                              shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") + " 2>/dev/null";
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 74);
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
@@ -95,13 +104,15 @@ TEST(Messages, NameTheThingAndTheRemedy) {
       {"quantize " + mlp + " -o " + (folder / "q") + " --mode turbo", 2, "turbo"},
       {"quantize " + mlp + " -o " + (folder / "q") + " --ignore nothing", 2, "matches no layer"},
       {"quantize " + mlp + " -o " + (folder / "q") + " --layer '('", 2, "not a regular expression"},
-      {"quantize " + mlp + " -o " + (folder / "q") + " --ignore .", 65, "no layer that dynamic mode can quantize"},
+      {"quantize " + mlp + " -o " + (folder / "q") + " --ignore .", 65,
+       "no layer that dynamic mode can quantize"},
       {"quantize " + mlp + " -o " + (folder / "q") + " --max-accuracy-drop 0.1", 2, "needs --eval-data"},
       {"quantize " + mlp + " -o " + (folder / "old"), 73, "use --force"},
       {"quantize " + mlp + " -o " + mlp + " --force", 73, "is the input"},
       {"quantize " + mlp + " -o " + (folder / "no/q"), 73, "does not exist"},
       {"quantize " + mlp + " -o " + (folder / "q") + " --eval-data " + (folder / "no"), 66, "does not exist"},
-      {"quantize " + mlp + " -o " + (folder / "q") + " --eval-data " + (folder / "empty"), 65, "no data set that is known"},
+      {"quantize " + mlp + " -o " + (folder / "q") + " --eval-data " + (folder / "empty"), 65,
+       "no data set that is known"},
       {"quantize " + mlp + " -o " + (folder / "q") + " --mean 1,2 --eval-data " + kData, 2, "1 channels"},
       {"inspect " + (folder / "no"), 66, "No such file"},
       {"inspect " + (folder / "empty"), 65, "is empty"},
@@ -119,8 +130,9 @@ TEST(RealModels, ResNetsEvaluateToTheirKnownAccuracy) {
   const char* data = std::getenv("MCOMPRESS_TEST_DATA");
   if (data == nullptr) GTEST_SKIP() << "MCOMPRESS_TEST_DATA is not set";
   const std::string base(data);
-  const std::string options = " --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --report - --limit 500 --data " + base +
-                              "/cifar10/test_batch.bin";
+  const std::string options =
+      " --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --report - --limit 500 --data " + base +
+      "/cifar10/test_batch.bin";
   const Outcome resnet20 = run_mcompress("evaluate " + base + "/resnet/resnet20-cifar10.pt" + options);
   ASSERT_EQ(resnet20.exit_code, 0) << resnet20.err;
   EXPECT_EQ(json::parse(resnet20.out)["metrics"]["top1"]["count"], 455);

@@ -32,7 +32,14 @@ TEST(QuantizeRows, PairsNeverSaturateSixteenBits) {
   const Int8Channel q = quantize_rows(random_weight(200, 64), Int8Grid::kPair);
   const at::Tensor pairs = q.codes.to(at::kInt).abs().view({200, 32, 2}).sum(2);
   EXPECT_LE(pairs.max().item<int>(), 128);
-  EXPECT_GT(quantize_rows(random_weight(200, 64), Int8Grid::kRow).codes.to(at::kInt).abs().view({200, 32, 2}).sum(2).max().item<int>(), 128);
+  EXPECT_GT(quantize_rows(random_weight(200, 64), Int8Grid::kRow)
+                .codes.to(at::kInt)
+                .abs()
+                .view({200, 32, 2})
+                .sum(2)
+                .max()
+                .item<int>(),
+            128);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-
-#include <ATen/ATen.h>
 #include <torch/script.h>
 
 #include "mcompress/base/error.h"
@@ -30,17 +29,20 @@ Command evaluate_command() {
     const Images images = load_images(arguments->data.path, arguments->data.options);
     const ModelFormat format = detect_model(arguments->model);
     if (format != ModelFormat::kTorchScript) {
-      throw bad_data("'{}' holds weights without a program, so it cannot be run; pass TorchScript", arguments->model);
+      throw bad_data("'{}' holds weights without a program, so it cannot be run; pass TorchScript",
+                     arguments->model);
     }
     torch::jit::Module program = load_program(arguments->model, arguments->run.trust_code);
     const Accuracy accuracy = measure_accuracy(program_forward(program), images, arguments->data.batch_size);
     if (arguments->run.report != "-") {
       const Interval interval = wilson_interval(accuracy.top1);
-      fmt::print("top-1 {:.2f} % [{:.2f}, {:.2f}], top-5 {:.2f} %, loss {:.4f}, {:.0f} samples/s\n", 100 * accuracy.top1.value(),
-                 100 * interval.low, 100 * interval.high, 100 * accuracy.top5.value(), accuracy.loss,
+      fmt::print("top-1 {:.2f} % [{:.2f}, {:.2f}], top-5 {:.2f} %, loss {:.4f}, {:.0f} samples/s\n",
+                 100 * accuracy.top1.value(), 100 * interval.low, 100 * interval.high,
+                 100 * accuracy.top5.value(), accuracy.loss,
                  static_cast<double>(images.size()) / accuracy.seconds);
     }
-    write_report({{"input", describe_file(arguments->model)}, {"metrics", to_json(accuracy)}}, "evaluate", arguments->run);
+    write_report({{"input", describe_file(arguments->model)}, {"metrics", to_json(accuracy)}}, "evaluate",
+                 arguments->run);
     return 0;
   };
   return {"evaluate", "Measure accuracy and speed of a model", add_options, run};

@@ -1,7 +1,6 @@
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-
-#include <ATen/ATen.h>
 
 #include "mcompress/base/error.h"
 #include "mcompress/formats/checkpoint_files.h"
@@ -20,12 +19,13 @@ ordered_json inspect_program(const std::string& path, bool trust_code) {
   for (const at::Tensor& parameter : program.parameters()) parameters += parameter.numel();
   ordered_json layers = ordered_json::array();
   for (const Layer& layer : list_layers(program)) {
-    layers.push_back({{"name", layer.name},
-                      {"kind", name_of(layer.kind)},
-                      {"shape", layer.weight.sizes().vec()},
-                      {"bytes", layer.weight.nbytes()},
-                      {"non_finite", layer.weight.numel() - layer.weight.isfinite().sum().item<int64_t>()},
-                      {"obstacle", layer.obstacle.empty() ? ordered_json(nullptr) : ordered_json(layer.obstacle)}});
+    layers.push_back(
+        {{"name", layer.name},
+         {"kind", name_of(layer.kind)},
+         {"shape", layer.weight.sizes().vec()},
+         {"bytes", layer.weight.nbytes()},
+         {"non_finite", layer.weight.numel() - layer.weight.isfinite().sum().item<int64_t>()},
+         {"obstacle", layer.obstacle.empty() ? ordered_json(nullptr) : ordered_json(layer.obstacle)}});
   }
   return {{"format", "torchscript"}, {"parameters", parameters}, {"layers", layers}};
 }
@@ -38,17 +38,23 @@ ordered_json inspect_checkpoint(const std::string& path, ModelFormat format) {
     int64_t count = 1;
     for (const int64_t dimension : array.shape) count *= dimension;
     parameters += count;
-    layers.push_back({{"name", array.name}, {"kind", name_of(array.dtype)}, {"shape", array.shape},
+    layers.push_back({{"name", array.name},
+                      {"kind", name_of(array.dtype)},
+                      {"shape", array.shape},
                       {"bytes", static_cast<uint64_t>(count) * size_of(array.dtype)}});
   }
-  return {{"format", name_of(format)}, {"parameters", parameters}, {"layers", layers}, {"notes", checkpoint.notes}};
+  return {{"format", name_of(format)},
+          {"parameters", parameters},
+          {"layers", layers},
+          {"notes", checkpoint.notes}};
 }
 
 void print_table(const ordered_json& result) {
-  fmt::print("format {}, {} parameters\n", result["format"].get<std::string>(), result["parameters"].get<int64_t>());
+  fmt::print("format {}, {} parameters\n", result["format"].get<std::string>(),
+             result["parameters"].get<int64_t>());
   for (const auto& layer : result["layers"]) {
-    fmt::print("{:<40} {:<10} {:<20} {:>12} bytes\n", layer["name"].get<std::string>(), layer["kind"].get<std::string>(),
-               layer["shape"].dump(), layer["bytes"].get<uint64_t>());
+    fmt::print("{:<40} {:<10} {:<20} {:>12} bytes\n", layer["name"].get<std::string>(),
+               layer["kind"].get<std::string>(), layer["shape"].dump(), layer["bytes"].get<uint64_t>());
   }
 }
 
@@ -63,7 +69,8 @@ Command inspect_command() {
   const auto add_options = [arguments](CLI::App& app) {
     app.add_option("model,-m,--model", arguments->model, "Model to look at")->required();
     app.add_flag("--json", arguments->json, "Print JSON");
-    app.add_flag("--trust-code", arguments->trust_code, "Load a TorchScript file even though it reaches files");
+    app.add_flag("--trust-code", arguments->trust_code,
+                 "Load a TorchScript file even though it reaches files");
   };
   const auto run = [arguments] {
     const ModelFormat format = detect_model(arguments->model);

@@ -8,7 +8,7 @@
 namespace mcompress {
 
 struct ImageOptions {
-  double scale = 1.0 / 255.0;       // factor for every value
+  double scale = 1.0 / 255.0;        // factor for every value
   std::vector<double> mean, stddev;  // one a channel, after scaling
   int64_t limit = 0;                 // first rows only; 0: all
 };

@@ -19,9 +19,9 @@ Interval wilson_interval(const Share& share);
 
 struct Accuracy {
   Share top1, top5;
-  double loss = 0;            // mean cross entropy, nats
-  at::Tensor logits;          // float32 [n, classes]
-  double seconds = 0;         // in forward passes alone
+  double loss = 0;     // mean cross entropy, nats
+  at::Tensor logits;   // float32 [n, classes]
+  double seconds = 0;  // in forward passes alone
 };
 
 // Runs `forward` over all images in batches. Throws Error(65) where the outputs are no logits of
