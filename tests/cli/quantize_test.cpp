@@ -141,6 +141,27 @@ TEST(RealModels, ResNetsEvaluateToTheirKnownAccuracy) {
   EXPECT_EQ(json::parse(resnet56.out)["metrics"]["top1"]["count"], 470);
 }
 
+TEST(RealModels, LegacyCheckpointQuantizesToSafetensors) {
+  const char* data = std::getenv("MCOMPRESS_TEST_DATA");
+  if (data == nullptr) GTEST_SKIP() << "MCOMPRESS_TEST_DATA is not set";
+  const TemporaryFolder folder;
+  const Outcome run = run_mcompress("quantize " + std::string(data) + "/resnet/resnet20-cifar10.th -o " +
+                                    (folder / "q.safetensors") + " --report -");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json report = json::parse(run.out);
+  EXPECT_EQ(report["layers"].size(), 20U);  // 19 convolutions stay, one linear layer is quantized
+  const json listed = json::parse(run_mcompress("inspect --json " + (folder / "q.safetensors")).out);
+  EXPECT_EQ(listed["layers"].size(), 98U);
+  const auto& layers = listed["layers"];
+  const auto weight =
+      std::find_if(layers.begin(), layers.end(), [](const json& l) { return l["name"] == "linear.weight"; });
+  const auto scale = std::find_if(layers.begin(), layers.end(),
+                                  [](const json& l) { return l["name"] == "linear.weight_scale"; });
+  ASSERT_TRUE(weight != layers.end() && scale != layers.end());
+  EXPECT_EQ((*weight)["kind"], "I8");
+  EXPECT_EQ((*scale)["shape"], json::parse("[10,1]"));
+}
+
 TEST(RealModels, LegacyCheckpointIsListed) {
   const char* data = std::getenv("MCOMPRESS_TEST_DATA");
   if (data == nullptr) GTEST_SKIP() << "MCOMPRESS_TEST_DATA is not set";
