@@ -38,13 +38,13 @@ class Hasher {
 }  // namespace
 
 std::string sha256_of_file(const MappedFile& file) {
-  constexpr size_t kPiece = size_t{4} << 20;
+  constexpr size_t kPiece = size_t{1} << 20;
   Hasher hasher;
   const Bytes all = file.bytes();
   for (size_t at = 0; at < all.size(); at += kPiece) {
     const Bytes piece = all.subspan(at, std::min(kPiece, all.size() - at));
     hasher.update(piece);
-    file.drop(piece);
+    file.drop(all.first(at + piece.size()));
   }
   return hasher.finish();
 }

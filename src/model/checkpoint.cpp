@@ -14,7 +14,7 @@ namespace mcompress {
 
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+constexpr uint64_t kPieceBytes = uint64_t{256} << 10;
 
 at::ScalarType scalar_type(const Array& array) {
   switch (array.dtype) {
@@ -61,10 +61,10 @@ void write_quantized(const Array& array, const MappedFile& map, const QuantizeRo
                  bytes_of(int8.codes.contiguous()));
     writer.write(file, array.name + "_scale", static_cast<uint64_t>(begin) * sizeof(float),
                  bytes_of(int8.scale.contiguous()));
+    // The kernel maps pages around a fault again, so all that was read is dropped each time.
     if (array.strides.empty()) {
       const auto row_bytes = static_cast<size_t>(array.shape[1]) * size_of(array.dtype);
-      map.drop(array.bytes.subspan(static_cast<size_t>(begin) * row_bytes,
-                                   static_cast<size_t>(end - begin) * row_bytes));
+      map.drop(array.bytes.first(static_cast<size_t>(end) * row_bytes));
     }
   }
 }
@@ -80,7 +80,7 @@ void write_unchanged(const Array& array, const MappedFile& map, const Safetensor
     check_interrupt();
     const Bytes part = array.bytes.subspan(at, std::min<size_t>(kPieceBytes, array.bytes.size() - at));
     writer.write(file, array.name, at, part);
-    map.drop(part);
+    map.drop(array.bytes.first(at + part.size()));
   }
 }
 
