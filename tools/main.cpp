@@ -1,59 +1,223 @@
 #include <csignal>
 #include <cstdio>
+#include <map>
 #include <new>
 
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 #include <unistd.h>
 
+#include "command.h"
+#include "log.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
+#include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
-#include "run.h"
+#include "mcompress/report/version.h"
+#include "settings.h"
 
 namespace mcompress::cli {
 
 namespace {
 
-int fail(Exit code, const std::string& message) {
-  fmt::print(stderr, "mcompress: error: {}\n", message);
+// One run: the parser of the whole program, bound to the options of each command.
+struct Program {
+  CLI::App app{"Make neural networks smaller and measure what it cost", "mcompress"};
+  std::vector<Command> commands = all_commands();
+  std::vector<std::unique_ptr<RunOptions>> options;
+  bool version = false;  // answered before anything is parsed
+
+  Program() {
+    app.require_subcommand(0, 1);
+    app.add_flag("--version", version, "Print the version; with --json also what it is built from");
+    for (const Command& command : commands) {
+      CLI::App& sub = *app.add_subcommand(command.name, command.summary);
+      sub.option_defaults()->always_capture_default();
+      command.add_options(sub);
+      add_run_options(sub, *options.emplace_back(std::make_unique<RunOptions>()));
+      name_variables(sub);
+    }
+  }
+
+  const CLI::App& sub(const std::string& name) const { return *app.get_subcommand(name); }
+};
+
+std::vector<std::string> command_names(const Program& program) {
+  std::vector<std::string> names;
+  for (const Command& command : program.commands) names.push_back(command.name);
+  return names;
+}
+
+bool contains(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+void parse(Program& program, std::vector<std::string> words) {
+  std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
+  program.app.parse(words);
+}
+
+// What CLI11 says of a wrong command line, with the nearest known option for an unknown one.
+std::string explain(const Program& program, const std::string& command, const std::vector<std::string>& words,
+                    const CLI::ParseError& failure) {
+  const std::vector<std::string> known = option_names(program.sub(command));
+  if (dynamic_cast<const CLI::ExtrasError*>(&failure) != nullptr) {
+    for (const std::string& word : words) {
+      const std::string head = word.substr(0, word.find('='));
+      if (head.starts_with("--") && !contains(known, head)) {
+        return fmt::format("unknown option '{}'{}", head, suggestion(head, known));
+      }
+    }
+  }
+  return failure.what();
+}
+
+// Parses words and recipe; a mistake that only the recipe brings is one of configuration.
+Arguments parse_with_config(Program& program, const std::string& command,
+                            const std::vector<std::string>& words) {
+  const Arguments arguments = add_config(program.sub(command), words);
+  try {
+    parse(program, arguments.all);
+    return arguments;
+  } catch (const CLI::Success&) {
+    throw;
+  } catch (const CLI::ParseError& failure) {
+    const std::string text = explain(program, command, words, failure);
+    Exit code = Exit::kUsage;
+    if (!arguments.from_config.empty()) {
+      try {
+        Program without;
+        parse(without, words);
+        code = Exit::kConfig;
+      } catch (const CLI::ParseError& alone) {
+        if (std::string(alone.what()) != failure.what()) code = Exit::kConfig;
+      }
+    }
+    throw error(code, "{}; see mcompress {} --help", text, command);
+  }
+}
+
+void apply(const RunOptions& options) {
+  static const std::map<std::string, ProgressStyle> kStyles = {{"auto", ProgressStyle::kAuto},
+                                                               {"bar", ProgressStyle::kBar},
+                                                               {"lines", ProgressStyle::kLines},
+                                                               {"jsonl", ProgressStyle::kJsonLines},
+                                                               {"none", ProgressStyle::kNone}};
+  set_log_level(options.quiet ? -1 : options.verbose ? 1 : 0);
+  set_progress_style(options.quiet ? ProgressStyle::kNone : kStyles.at(options.progress));
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  at::manual_seed(static_cast<uint64_t>(options.seed));
+  if (!options.report.empty() && options.report != "-") {
+    check_output(options.report, OutputKind::kFile, options.force, "");
+  }
+}
+
+void write_report(const Report& report, const RunOptions& options) {
+  if (options.report.empty()) return;
+  const auto replace = nlohmann::ordered_json::error_handler_t::replace;
+  const std::string text = to_json(report).dump(2, ' ', false, replace) + "\n";
+  if (options.report == "-") {
+    std::fputs(text.c_str(), stdout);
+    return;
+  }
+  OutputFile file(options.report, options.force);
+  file.write(std::as_bytes(std::span(text)));
+  file.commit();
+}
+
+int print_version(bool json) {
+  if (json) {
+    fmt::print("{}\n", tool_json().dump(2));
+  } else {
+    fmt::print("mcompress {}\n", kVersion);
+  }
+  return 0;
+}
+
+// Runs the parsed command; its report decides the exit code.
+int execute(const Command& command, const RunOptions& options, std::vector<Setting> settings) {
+  apply(options);
+  Report report;
+  report.command = command.name;
+  report.settings = std::move(settings);
+  report.seed = options.seed;
+  report.threads = at::get_num_threads();
+  command.run(options, report);
+  for (const std::string& warning : report.warnings) log_warning(warning);
+  for (const Gate& gate : report.gates) {
+    if (!gate.passed)
+      fmt::print(stderr, "mcompress: gate --{} failed: {:.6g}, and the limit is {:.6g}\n", gate.name,
+                 gate.value, gate.limit);
+  }
+  if (options.report != "-") fmt::print("{}", to_table(report));
+  write_report(report, options);
+  return report.exit_code;
+}
+
+int run(const std::vector<std::string>& words, bool& json_errors) {
+  Program program;
+  const auto first =
+      std::find_if(words.begin(), words.end(), [](const std::string& w) { return !w.starts_with('-'); });
+  if (contains(words, "--version") && first == words.end()) return print_version(contains(words, "--json"));
+  const std::vector<std::string> names = command_names(program);
+  if (first != words.end() && !contains(names, *first)) {
+    throw error(Exit::kUsage, "unknown command '{}'{}; the commands are {}", *first,
+                suggestion(*first, names), fmt::join(names, ", "));
+  }
+  try {
+    if (first == words.end()) {
+      parse(program, words);
+      throw error(Exit::kUsage, "name a command: {}; see mcompress --help", fmt::join(names, ", "));
+    }
+    const Arguments arguments = parse_with_config(program, *first, words);
+    for (size_t i = 0; i < program.commands.size(); ++i) {
+      if (!program.app.got_subcommand(names[i])) continue;
+      json_errors = program.options[i]->log_format == "json";
+      return execute(program.commands[i], *program.options[i],
+                     collect_settings(program.sub(names[i]), words, arguments.from_config));
+    }
+    throw error(Exit::kUsage, "name a command: {}; see mcompress --help", fmt::join(names, ", "));
+  } catch (const CLI::Success& help) {
+    return program.app.exit(help);
+  } catch (const CLI::ParseError& failure) {
+    throw error(Exit::kUsage, "{}; see mcompress --help", failure.what());
+  }
+}
+
+int fail(Exit code, const std::string& message, bool json) {
+  if (json) {
+    const nlohmann::ordered_json object = {
+        {"type", "error"}, {"exit", static_cast<int>(code)}, {"message", message}};
+    fmt::print(stderr, "{}\n", object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+  } else {
+    fmt::print(stderr, "mcompress: error: {}\n", message);
+  }
   return static_cast<int>(code);
 }
 
-// Parses and runs; every way to end but a signal is turned into an exit code here.
-int run(int argc, char** argv) {
-  CLI::App app("Make neural networks smaller and measure what it cost", "mcompress");
-  app.set_version_flag("--version", "mcompress " MCOMPRESS_VERSION);
-  app.require_subcommand(0, 1);
-  const std::vector<Command> commands = all_commands();
-  for (const Command& command : commands)
-    command.add_options(*app.add_subcommand(command.name, command.summary));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& stop) {
-    if (stop.get_exit_code() == 0) return app.exit(stop);
-    return fail(Exit::kUsage, fmt::format("{}; see mcompress --help", stop.what()));
-  }
-  for (const Command& command : commands) {
-    if (app.got_subcommand(command.name)) return command.run();
-  }
-  return fail(Exit::kUsage, "name a command; see mcompress --help");
-}
-
+// Every way to end is turned into an exit code here.
 int run_and_report(int argc, char** argv) {
+  bool json_errors = false;
   try {
-    return run(argc, argv);
+    return run({argv + 1, argv + argc}, json_errors);
   } catch (const Error& failure) {
-    return fail(failure.code(), failure.what());
+    return fail(failure.code(), failure.what(), json_errors);
   } catch (const Interrupted& stop) {
     fmt::print(stderr, "mcompress: stopped by signal {}\n", stop.signal);
     return 128 + stop.signal;
   } catch (const std::bad_alloc&) {
-    return fail(Exit::kOutOfMemory, "out of memory");
+    return fail(Exit::kOutOfMemory, "out of memory", json_errors);
   } catch (const c10::Error& failure) {
-    return fail(Exit::kInternal, fmt::format("internal error: {}", failure.what_without_backtrace()));
+    return fail(Exit::kInternal,
+                fmt::format("internal error: {}; please report it", failure.what_without_backtrace()),
+                json_errors);
   } catch (const std::exception& failure) {
-    return fail(Exit::kInternal, fmt::format("internal error: {}", failure.what()));
+    return fail(Exit::kInternal, fmt::format("internal error: {}; please report it", failure.what()),
+                json_errors);
   }
 }
 
@@ -63,9 +227,8 @@ int run_and_report(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   mcompress::install_interrupt_handlers();
-  mcompress::set_progress_style(mcompress::ProgressStyle::kAuto);
-  const int code = mcompress::cli::run_and_report(argc, argv);
+  int code = mcompress::cli::run_and_report(argc, argv);
+  if (std::fflush(stdout) != 0) code = static_cast<int>(mcompress::Exit::kIo);
   // LibTorch's global destructors take a third of the run time of --version and free nothing that lasts.
-  std::fflush(stdout);
   ::_exit(code);
 }

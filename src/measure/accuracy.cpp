@@ -1,6 +1,6 @@
 #include "mcompress/measure/accuracy.h"
 
-#include <chrono>
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -20,35 +20,37 @@ Interval wilson_interval(const Share& share) {
   return {centre - half, centre + half};
 }
 
-Accuracy measure_accuracy(const std::function<at::Tensor(const at::Tensor&)>& forward, const Images& images,
-                          int64_t batch_size) {
-  using Clock = std::chrono::steady_clock;
-  Accuracy result;
+Accuracy measure_accuracy(const Forward& forward, const Dataset& data, int64_t batch_size) {
   std::vector<at::Tensor> logits;
-  Progress progress("evaluate", images.size());
-  for (int64_t begin = 0; begin < images.size(); begin += batch_size) {
-    const int64_t end = std::min(begin + batch_size, images.size());
-    const at::Tensor input = images.batch(begin, end);
-    const auto start = Clock::now();
-    logits.push_back(forward(input).to(at::kFloat));
-    result.seconds += std::chrono::duration<double>(Clock::now() - start).count();
-    if (logits.back().dim() != 2 || logits.back().size(0) != end - begin) {
-      throw bad_data("the model's output is not [batch, classes], so it cannot be scored against labels");
+  {
+    Progress progress("evaluate", data.size());
+    for (int64_t begin = 0; begin < data.size(); begin += batch_size) {
+      const int64_t end = std::min(begin + batch_size, data.size());
+      logits.push_back(forward(data.batch(begin, end)).to(at::kFloat));
+      if (logits.back().dim() != 2 || logits.back().size(0) != end - begin) {
+        throw bad_data("the model's output is not [batch, classes], so it cannot be scored against labels");
+      }
+      progress.step(end - begin);
     }
-    progress.step(end - begin);
   }
+  Accuracy result;
   result.logits = at::cat(logits);
   const int64_t classes = result.logits.size(1);
-  if (images.labels.max().item<int64_t>() >= classes)
-    throw bad_data("the data has labels beyond the model's {} classes", classes);
+  if (data.labels.max().item<int64_t>() >= classes || data.labels.min().item<int64_t>() < 0) {
+    throw bad_data("the data has labels outside the model's {} classes", classes);
+  }
   if (!result.logits.isfinite().all().item<bool>())
     throw bad_data("the model's outputs hold NaN or infinity");
-  const at::Tensor labels = images.labels.unsqueeze(1);
-  const at::Tensor ranked = std::get<1>(result.logits.topk(std::min<int64_t>(5, classes), 1));
-  const at::Tensor hits = ranked == labels;
-  result.top1 = {hits.select(1, 0).sum().item<int64_t>(), images.size()};
-  result.top5 = {hits.any(1).sum().item<int64_t>(), images.size()};
-  result.loss = -result.logits.to(at::kDouble).log_softmax(1).gather(1, labels).mean().item<double>();
+  constexpr int64_t kTop = 5;
+  constexpr double kZ = 1.959963984540054;
+  const at::Tensor labels = data.labels.unsqueeze(1);
+  const at::Tensor hits = std::get<1>(result.logits.topk(std::min(kTop, classes), 1)) == labels;
+  result.top1 = {hits.select(1, 0).sum().item<int64_t>(), data.size()};
+  result.top5 = {hits.any(1).sum().item<int64_t>(), data.size()};
+  const at::Tensor losses = -result.logits.to(at::kDouble).log_softmax(1).gather(1, labels);
+  result.loss = losses.mean().item<double>();
+  const auto count = static_cast<double>(data.size());
+  result.loss_margin = kZ * std::sqrt((losses - result.loss).square().mean().item<double>() / count);
   return result;
 }
 

@@ -1,7 +1,9 @@
 #include "mcompress/model/program.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <set>
 
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
@@ -69,6 +71,26 @@ std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::M
     if (!output.isTensor()) throw bad_data("the model returns a {} and not a tensor", output.tagKind());
     return output.toTensor();
   };
+}
+
+uint64_t predict_program_bytes(const std::string& path, const std::vector<Layer>& layers,
+                               const std::map<std::string, CompressedWeight>& weights) {
+  constexpr uint64_t kModuleSource =
+      900;  // packed source and pickled attributes of one replaced layer's class
+  const MappedFile file(path);
+  uint64_t bytes = kModuleSource;
+  for (const ZipEntry& entry : read_zip(file.bytes(), path)) {
+    if (!entry.name.ends_with(".debug_pkl"))
+      bytes += entry.data.size() + ZipWriter::overhead_bytes(entry.name);
+  }
+  std::set<const void*> seen;  // tied weights are stored once
+  for (const Layer& layer : layers) {
+    const auto weight = weights.find(layer.name);
+    if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
+    bytes += stored_bytes(weight->second) + ZipWriter::overhead_bytes("archive/data/00");
+    bytes -= std::min<uint64_t>(bytes, layer.weight.nbytes());
+  }
+  return bytes;
 }
 
 void save_program(const torch::jit::Module& program, OutputFile& file) {

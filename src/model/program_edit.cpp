@@ -1,3 +1,6 @@
+#include <functional>
+
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/frontend/resolver.h>
 
 #include "mcompress/base/error.h"
@@ -11,12 +14,12 @@ using c10::ClassType;
 using c10::ClassTypePtr;
 using torch::jit::Module;
 
-// oneDNN's operators are no part of torch's own name space in TorchScript source.
+// oneDNN's and FBGEMM's operators are no part of torch's own name space in TorchScript source.
 struct KernelResolver : torch::jit::NativeResolver {
   std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name,
                                                          torch::jit::GraphFunction& function,
                                                          const torch::jit::SourceRange& place) override {
-    if (name == "onednn") return std::make_shared<torch::jit::BuiltinModule>("onednn");
+    if (name == "onednn" || name == "quantized") return std::make_shared<torch::jit::BuiltinModule>(name);
     return NativeResolver::resolveValue(name, function, place);
   }
 };
@@ -43,7 +46,8 @@ def __setstate__(self, state: Tuple[Tensor, Tensor, Tensor, bool]) -> None:
 
 constexpr const char* kInt8Forward = R"(
 def {}(self, x: Tensor) -> Tensor:
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low = torch.amin(x, [-1], True)
+    high = torch.amax(x, [-1], True)
     scale = torch.clamp_min((high - low) * 0.00392156862745098, 1e-30)
     inverse = torch.reciprocal(scale)
     q = torch.addcmul(0.5 - low * inverse, x, inverse).to(dtype=0)
@@ -56,36 +60,97 @@ def {}(self, x: Tensor) -> Tensor:
     return torch.linear(x, self.weight.to(dtype=6) * self.scale.unsqueeze(1), self.bias)
 )";
 
-constexpr const char* kEmbedding = R"(
+constexpr const char* kDenseLinear = R"(
+def {}(self, x: Tensor) -> Tensor:
+    return torch.linear(x, self.weight.to(dtype=6), self.bias)
+)";
+
+constexpr const char* kFbgemmLinear = R"(
+def {}(self, x: Tensor) -> Tensor:
+    return quantized.linear_dynamic(x, self.packed, True)
+)";
+
+constexpr const char* kInt8Embedding = R"(
 def {}(self, x: Tensor) -> Tensor:
     return torch.embedding(self.weight, x).to(dtype=6) * torch.embedding(self.scale.unsqueeze(1), x)
 )";
 
-// A module of plain buffers that stands in for `layer`.
-Module make_int8_module(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
-  const bool embedding = layer.kind == LayerKind::kEmbedding;
-  const bool int8 = !embedding && runtime == Runtime::kInt8;
-  const char* name = embedding ? "Int8Embedding" : int8 ? "Int8Linear" : "PortableInt8Linear";
+constexpr const char* kDenseEmbedding = R"(
+def {}(self, x: Tensor) -> Tensor:
+    return torch.embedding(self.weight, x).to(dtype=6)
+)";
+
+// A module that stands in for `layer`; `forward` holds the source of one method, its name left open.
+Module make_module(const char* name, const char* forward, const char* more, const Layer& layer,
+                   const std::function<void(Module&)>& add_attributes) {
   Module module(c10::QualifiedName(std::string("__torch__.mcompress.") + name),
                 std::make_shared<torch::jit::CompilationUnit>(), true);
   if (!module.hasattr("training")) module.register_attribute("training", c10::BoolType::get(), false);
-  module.register_buffer("weight", weight.codes);
-  module.register_buffer("scale", weight.scale);
-  if (!embedding) {
-    module.register_buffer("bias", layer.bias.defined() ? layer.bias.detach() : at::zeros_like(weight.scale));
-  }
+  add_attributes(module);
   const auto resolver = std::make_shared<KernelResolver>();
-  if (int8) {
+  if (more != nullptr) module.define(more, resolver);
+  for (const std::string& method : layer.methods) {
+    module.define(fmt::format(fmt::runtime(forward), method), resolver);
+  }
+  return module;
+}
+
+at::Tensor bias_or_zeros(const Layer& layer) {
+  return layer.bias.defined() ? layer.bias.detach() : at::zeros({layer.weight.size(0)});
+}
+
+// torch.ao's packed parameters. Making them prints that qint8 is deprecated, which the user chose.
+c10::IValue pack_for_fbgemm(const Int8Channel& weight, const at::Tensor& bias) {
+  struct Silent : c10::WarningHandler {
+    void process(const c10::Warning& /*warning*/) override {}
+  } silent;
+  const c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  const at::Tensor zero_points = at::zeros_like(weight.scale, at::kLong);
+  const at::Tensor quantized =
+      at::_make_per_channel_quantized_tensor(weight.codes, weight.scale.to(at::kDouble), zero_points, 0);
+  const auto prepack = c10::Dispatcher::singleton().findSchemaOrThrow("quantized::linear_prepack", "");
+  torch::jit::Stack stack{quantized, std::optional<at::Tensor>(bias)};
+  prepack.callBoxed(stack);
+  return stack.front();
+}
+
+Module make_int8_linear(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
+  if (runtime == Runtime::kFbgemm) {
+    const c10::IValue packed = pack_for_fbgemm(weight, bias_or_zeros(layer));
+    return make_module("FbgemmLinear", kFbgemmLinear, nullptr, layer,
+                       [&](Module& m) { m.register_attribute("packed", packed.type(), packed); });
+  }
+  const bool int8 = runtime == Runtime::kInt8;
+  const auto add_attributes = [&](Module& module) {
+    module.register_buffer("weight", weight.codes);
+    module.register_buffer("scale", weight.scale);
+    module.register_buffer("bias", bias_or_zeros(layer));
+    if (!int8) return;
     for (const char* derived : {"packed", "zero", "row_sum"}) {
       module.register_attribute(derived, c10::TensorType::get(), at::empty({0}));
     }
-    module.define(kInt8Source, resolver);
-  }
-  const char* source = embedding ? kEmbedding : int8 ? kInt8Forward : kPortableLinear;
-  for (const std::string& method : layer.methods)
-    module.define(fmt::format(fmt::runtime(source), method), resolver);
-  if (int8) module.get_method("pack")({});
+  };
+  if (!int8) return make_module("PortableInt8Linear", kPortableLinear, nullptr, layer, add_attributes);
+  Module module = make_module("Int8Linear", kInt8Forward, kInt8Source, layer, add_attributes);
+  module.get_method("pack")({});
   return module;
+}
+
+Module make_replacement(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {
+  const bool embedding = layer.kind == LayerKind::kEmbedding;
+  if (const auto* dense = std::get_if<Dense>(&weight)) {
+    return make_module(embedding ? "DenseEmbedding" : "DenseLinear",
+                       embedding ? kDenseEmbedding : kDenseLinear, nullptr, layer, [&](Module& module) {
+                         module.register_buffer("weight", dense->values);
+                         if (!embedding) module.register_buffer("bias", bias_or_zeros(layer));
+                       });
+  }
+  const auto& int8 = std::get<Int8Channel>(weight);
+  if (!embedding) return make_int8_linear(layer, int8, runtime);
+  return make_module("Int8Embedding", kInt8Embedding, nullptr, layer, [&](Module& module) {
+    module.register_buffer("weight", int8.codes);
+    module.register_buffer("scale", int8.scale);
+  });
 }
 
 // Every attribute read from a module has the type that the module's type now says.
@@ -163,12 +228,12 @@ class Rebuilder {
 }  // namespace
 
 Module replace_layers(const Module& program, const std::vector<Layer>& layers,
-                      const std::map<std::string, Int8Channel>& weights, Runtime runtime) {
+                      const std::map<std::string, CompressedWeight>& weights, Runtime runtime) {
   std::map<std::string, Module> replacements;
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
     if (weight != weights.end())
-      replacements.emplace(layer.name, make_int8_module(layer, weight->second, runtime));
+      replacements.emplace(layer.name, make_replacement(layer, weight->second, runtime));
   }
   return Rebuilder(replacements).rebuild(program, "");
 }

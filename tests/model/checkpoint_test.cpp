@@ -30,7 +30,7 @@ Source make_source() {
 
 Int8Channel by_rows(const at::Tensor& rows) { return quantize_rows(rows, Int8Grid::kRow); }
 
-TEST(WriteInt8Safetensors, PiecesGiveWhatTheWholeGives) {
+TEST(WriteCompressed, PiecesGiveWhatTheWholeGives) {
   const testing::TemporaryFolder folder;
   Source source = make_source();
   testing::write_file(folder / "source", "x");
@@ -40,7 +40,9 @@ TEST(WriteInt8Safetensors, PiecesGiveWhatTheWholeGives) {
   source.checkpoint.arrays[0].strides = {384, 1};
   source.checkpoint.arrays[1].strides = {1};
   OutputFile file(folder / "out", false);
-  write_int8_safetensors(source.checkpoint, {true, false}, by_rows, file);
+  write_compressed(source.checkpoint, 0, {true, false}, StoredType::kInt8Rows, by_rows, file);
+  EXPECT_EQ(file.size() + source.weight.numel() + 5000 * 4 + 7 * 4,
+            predict_checkpoint_bytes(source.checkpoint, {true, false}, StoredType::kInt8Rows));
   file.commit();
 
   const CheckpointFiles written = read_checkpoint(folder / "out", ModelFormat::kSafetensors);

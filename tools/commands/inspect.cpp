@@ -1,11 +1,17 @@
+#include <map>
+
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "command.h"
+#include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/model/checkpoint.h"
 #include "mcompress/model/program.h"
-#include "run.h"
+#include "models.h"
 
 namespace mcompress::cli {
 
@@ -13,78 +19,191 @@ namespace {
 
 using nlohmann::ordered_json;
 
-ordered_json inspect_program(const std::string& path, bool trust_code) {
-  const torch::jit::Module program = load_program(path, trust_code);
-  int64_t parameters = 0;
-  for (const at::Tensor& parameter : program.parameters()) parameters += parameter.numel();
-  ordered_json layers = ordered_json::array();
-  for (const Layer& layer : list_layers(program)) {
-    layers.push_back(
-        {{"name", layer.name},
-         {"kind", name_of(layer.kind)},
-         {"shape", layer.weight.sizes().vec()},
-         {"bytes", layer.weight.nbytes()},
-         {"non_finite", layer.weight.numel() - layer.weight.isfinite().sum().item<int64_t>()},
-         {"obstacle", layer.obstacle.empty() ? ordered_json(nullptr) : ordered_json(layer.obstacle)}});
-  }
-  return {{"format", "torchscript"}, {"parameters", parameters}, {"layers", layers}};
+struct Row {
+  std::string name, kind, dtype;
+  std::vector<int64_t> shape;
+  uint64_t bytes = 0;
+  int64_t non_finite = 0;
+  std::string obstacle;  // why quantize cannot treat it; empty where it can
+  std::string same_as;   // an earlier row that shares its storage
+  std::string equals;    // an earlier row of the same content
+};
+
+std::string quantize_obstacle(LayerKind kind) {
+  return kind == LayerKind::kConv1d || kind == LayerKind::kConv2d ? "dynamic mode treats no convolutions"
+                                                                  : "";
 }
 
-ordered_json inspect_checkpoint(const std::string& path, ModelFormat format) {
-  const CheckpointFiles checkpoint = read_checkpoint(path, format);
-  int64_t parameters = 0;
-  ordered_json layers = ordered_json::array();
-  for (const Array& array : checkpoint.arrays) {
-    int64_t count = 1;
-    for (const int64_t dimension : array.shape) count *= dimension;
-    parameters += count;
-    layers.push_back({{"name", array.name},
-                      {"kind", name_of(array.dtype)},
-                      {"shape", array.shape},
-                      {"bytes", static_cast<uint64_t>(count) * size_of(array.dtype)}});
+// Marks rows whose values are those of an earlier one.
+class TwinFinder {
+ public:
+  void visit(Row& row, const at::Tensor& values) {
+    const auto tied = by_place_.emplace(values.data_ptr(), row.name);
+    if (!tied.second && values.numel() > 0) {
+      row.same_as = tied.first->second;
+      return;
+    }
+    for (const auto& [name, other] : by_size_[{row.dtype, values.numel()}]) {
+      if (row.equals.empty() && values.numel() > 1 && other.sizes() == values.sizes() &&
+          at::equal(other, values))
+        row.equals = name;
+    }
+    if (row.equals.empty()) by_size_[{row.dtype, values.numel()}].emplace_back(row.name, values);
   }
-  return {{"format", name_of(format)},
-          {"parameters", parameters},
-          {"layers", layers},
-          {"notes", checkpoint.notes}};
+
+ private:
+  std::map<const void*, std::string> by_place_;
+  std::map<std::pair<std::string, int64_t>, std::vector<std::pair<std::string, at::Tensor>>> by_size_;
+};
+
+int64_t count_non_finite(const at::Tensor& values) {
+  return values.is_floating_point() ? values.numel() - values.isfinite().sum().item<int64_t>() : 0;
 }
 
-void print_table(const ordered_json& result) {
-  fmt::print("format {}, {} parameters\n", result["format"].get<std::string>(),
-             result["parameters"].get<int64_t>());
-  for (const auto& layer : result["layers"]) {
-    fmt::print("{:<40} {:<10} {:<20} {:>12} bytes\n", layer["name"].get<std::string>(),
-               layer["kind"].get<std::string>(), layer["shape"].dump(), layer["bytes"].get<uint64_t>());
+std::vector<Row> list_program(const torch::jit::Module& program) {
+  std::vector<Row> rows;
+  TwinFinder twins;
+  std::map<std::string, Layer> layers;
+  for (const Layer& layer : list_layers(program)) layers.emplace(layer.name + ".weight", layer);
+  const auto add = [&](const std::string& name, const at::Tensor& values) {
+    const auto layer = layers.find(name);
+    Row row{name,
+            "other",
+            c10::toString(values.scalar_type()),
+            values.sizes().vec(),
+            values.nbytes(),
+            count_non_finite(values),
+            "not the weight of a linear layer or embedding",
+            "",
+            ""};
+    if (layer != layers.end()) {
+      row.kind = name_of(layer->second.kind);
+      row.obstacle =
+          layer->second.obstacle.empty() ? quantize_obstacle(layer->second.kind) : layer->second.obstacle;
+    }
+    twins.visit(row, values);
+    rows.push_back(row);
+  };
+  for (const auto& parameter : program.named_parameters()) add(parameter.name, parameter.value);
+  for (const auto& buffer : program.named_buffers()) add(buffer.name, buffer.value);
+  return rows;
+}
+
+std::vector<Row> list_checkpoint(const CheckpointFiles& checkpoint) {
+  std::vector<Row> rows;
+  TwinFinder twins;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    Row row{array.name,
+            "other",
+            name_of(array.dtype),
+            array.shape,
+            count_elements(array.shape).value() * size_of(array.dtype),
+            0,
+            "not the weight of a linear layer or embedding",
+            "",
+            ""};
+    LayerKind kind{};
+    if (guess_kind(array, kind)) {
+      row.kind = name_of(kind);
+      row.obstacle = quantize_obstacle(kind);
+    }
+    const bool computable = array.dtype != DType::kU16 && array.dtype != DType::kU32 &&
+                            array.dtype != DType::kU64 && array.dtype != DType::kF8E4M3 &&
+                            array.dtype != DType::kF8E5M2;
+    if (computable) {
+      row.non_finite = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]).non_finite;
+      twins.visit(row, rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]));
+    }
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+ordered_json row_json(const Row& row) {
+  const auto or_null = [](const std::string& text) {
+    return text.empty() ? ordered_json(nullptr) : ordered_json(text);
+  };
+  return {{"name", row.name},
+          {"kind", row.kind},
+          {"shape", row.shape},
+          {"dtype", row.dtype},
+          {"bytes", row.bytes},
+          {"non_finite", row.non_finite},
+          {"tied_to", or_null(row.same_as)},
+          {"duplicate_of", or_null(row.equals)},
+          {"commands", row.obstacle.empty() ? ordered_json::array({"quantize"}) : ordered_json::array()},
+          {"obstacle", or_null(row.obstacle)}};
+}
+
+void print_rows(const std::vector<Row>& rows) {
+  for (const Row& row : rows) {
+    std::string remark;
+    if (row.non_finite > 0) remark += fmt::format("  {} NaN or infinite", row.non_finite);
+    if (!row.same_as.empty()) remark += "  tied to " + row.same_as;
+    if (!row.equals.empty()) remark += "  duplicate of " + row.equals;
+    if (row.kind != "other" && !row.obstacle.empty()) remark += "  " + row.obstacle;
+    fmt::print("{:<48} {:<10} {:<9} [{}] {:>12}{}\n", row.name, row.kind, row.dtype,
+               fmt::join(row.shape, ", "), row.bytes, remark);
+  }
+}
+
+struct Options {
+  std::string model;
+  bool json = false;
+};
+
+void inspect(const Options& options, const RunOptions& run, Report& report) {
+  const ModelFormat format = detect_model(options.model);
+  std::vector<Row> rows;
+  WeightCount count;
+  std::vector<std::string> notes;
+  if (options.json && run.report == "-")
+    throw error(Exit::kUsage, "--json and --report - both want stdout; name a file for one");
+  if (format == ModelFormat::kTorchScript) {
+    const auto program = load_program(options.model, run.trust_code);
+    rows = list_program(program);
+    count = count_program(program);
+  } else {
+    const CheckpointFiles checkpoint = read_checkpoint(options.model, format);
+    rows = list_checkpoint(checkpoint);
+    count = count_checkpoint(checkpoint);
+    notes = checkpoint.notes;
+  }
+  report.input = describe_artifact(options.model, format, count);
+  for (const Row& row : rows) {
+    if (row.non_finite > 0)
+      report.warnings.push_back(
+          fmt::format("'{}' holds {} values that are NaN or infinite", row.name, row.non_finite));
+  }
+  if (options.json) {
+    ordered_json layers = ordered_json::array();
+    for (const Row& row : rows) layers.push_back(row_json(row));
+    const ordered_json result = {{"format", report.input->format},
+                                 {"bytes", report.input->bytes},
+                                 {"sha256", report.input->sha256},
+                                 {"parameters", count.parameters},
+                                 {"nonzeros", count.nonzeros},
+                                 {"notes", notes},
+                                 {"layers", layers}};
+    fmt::print("{}\n", result.dump(2, ' ', false, ordered_json::error_handler_t::replace));
+  } else if (run.report != "-") {
+    fmt::print("{}: {} parameters, {} not zero\n", report.input->format, count.parameters, count.nonzeros);
+    for (const std::string& note : notes) fmt::print("{}\n", note);
+    print_rows(rows);
   }
 }
 
 }  // namespace
 
 Command inspect_command() {
-  struct Arguments {
-    std::string model;
-    bool json = false, trust_code = false;
+  auto options = std::make_shared<Options>();
+  const auto add_options = [options](CLI::App& app) {
+    app.add_option("model,-m,--model", options->model, "Model to look at")->required();
+    app.add_flag("--json", options->json, "Print JSON");
   };
-  auto arguments = std::make_shared<Arguments>();
-  const auto add_options = [arguments](CLI::App& app) {
-    app.add_option("model,-m,--model", arguments->model, "Model to look at")->required();
-    app.add_flag("--json", arguments->json, "Print JSON");
-    app.add_flag("--trust-code", arguments->trust_code,
-                 "Load a TorchScript file even though it reaches files");
-  };
-  const auto run = [arguments] {
-    const ModelFormat format = detect_model(arguments->model);
-    const ordered_json result = format == ModelFormat::kTorchScript
-                                    ? inspect_program(arguments->model, arguments->trust_code)
-                                    : inspect_checkpoint(arguments->model, format);
-    if (arguments->json) {
-      fmt::print("{}\n", result.dump(2));
-    } else {
-      print_table(result);
-    }
-    return 0;
-  };
-  return {"inspect", "List the layers of a model", add_options, run};
+  const auto run = [options](const RunOptions& r, Report& report) { inspect(*options, r, report); };
+  return {"inspect", "List the weights of a model and what can be done with them", add_options, run};
 }
 
 }  // namespace mcompress::cli

@@ -1,40 +1,51 @@
+#include <algorithm>
+#include <filesystem>
 #include <map>
-#include <optional>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
+#include "command.h"
+#include "log.h"
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/output.h"
 #include "mcompress/base/pattern.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/methods/dynamic.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/program.h"
-#include "run.h"
+#include "models.h"
 
 namespace mcompress::cli {
 
 namespace {
 
-using nlohmann::ordered_json;
-
-struct Arguments {
-  std::string model, output, mode = "dynamic", runtime = "int8";
+struct Options {
+  std::string model, output, mode = "dynamic", dtype = "int8", runtime = "int8";
   std::vector<std::string> only, ignore;
-  bool embeddings = false, dry_run = false;
-  double max_accuracy_drop = -1, min_size_ratio = 0;
-  DataArguments data;
-  RunArguments run;
+  bool per_tensor = false, embeddings = false, dry_run = false;
+  EvalOptions eval;
+  std::string drop = "absolute";
+  GateOptions gates;
 };
 
-// What the plan needs to know of a layer, and what it decides: an empty reason means quantize.
+DynamicOptions method_options(const Options& options) {
+  static const std::map<std::string, WeightType> kTypes = {
+      {"int8", WeightType::kInt8}, {"float16", WeightType::kFloat16}, {"bfloat16", WeightType::kBFloat16}};
+  static const std::map<std::string, Runtime> kRuntimes = {
+      {"int8", Runtime::kInt8}, {"portable", Runtime::kPortable}, {"fbgemm", Runtime::kFbgemm}};
+  return {kTypes.at(options.dtype), options.per_tensor, kRuntimes.at(options.runtime)};
+}
+
+// What the plan knows of a layer, and what it decides: an empty reason means compress.
 struct Decision {
   std::string name;
   LayerKind kind;
-  std::string reason;  // starts as the layer's own obstacle
+  std::string reason;    // starts as the layer's own obstacle
+  const void* identity;  // equal for layers that share one weight
+  uint64_t bytes_before = 0;
 };
 
 bool any_matches(const std::vector<Pattern>& patterns, const std::string& name) {
@@ -48,262 +59,360 @@ std::vector<Pattern> read_patterns(const std::vector<std::string>& expressions,
     patterns.emplace_back(expression);
     const bool used = std::any_of(plan.begin(), plan.end(),
                                   [&](const Decision& d) { return patterns.back().matches(d.name); });
-    if (!used) {
+    if (!used)
       throw error(Exit::kUsage, "{} '{}' matches no layer; 'mcompress inspect' lists their names", option,
                   expression);
-    }
   }
   return patterns;
 }
 
-// Fills in the reasons. Throws where nothing is left to quantize.
-void decide(std::vector<Decision>& plan, const Arguments& arguments) {
-  const auto only = read_patterns(arguments.only, plan, "--layer");
-  const auto ignore = read_patterns(arguments.ignore, plan, "--ignore");
+// A weight that several layers share is compressed for all of them or for none.
+void keep_shared_weights_together(std::vector<Decision>& plan) {
+  std::map<const void*, std::string> kept;
+  for (const Decision& decision : plan) {
+    if (!decision.reason.empty()) kept.emplace(decision.identity, decision.name);
+  }
+  for (Decision& decision : plan) {
+    const auto other = kept.find(decision.identity);
+    if (decision.reason.empty() && other != kept.end()) {
+      decision.reason = fmt::format("shares its weight with '{}', which is kept", other->second);
+    }
+  }
+}
+
+// Fills in the reasons. Throws where nothing is left to compress.
+void decide(std::vector<Decision>& plan, const Options& options) {
+  const auto only = read_patterns(options.only, plan, "--layer");
+  const auto ignore = read_patterns(options.ignore, plan, "--ignore");
   for (Decision& decision : plan) {
     const LayerKind kind = decision.kind;
     if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d) {
       decision.reason = "dynamic mode treats no convolutions";
-    } else if (kind == LayerKind::kEmbedding && !arguments.embeddings) {
+    } else if (kind == LayerKind::kEmbedding && !options.embeddings) {
       decision.reason = "embeddings are left alone without --embeddings";
     }
     if (any_matches(ignore, decision.name)) decision.reason = "matched by --ignore";
     if (!only.empty() && !any_matches(only, decision.name)) decision.reason = "not matched by --layer";
   }
+  keep_shared_weights_together(plan);
   const bool any = std::any_of(plan.begin(), plan.end(), [](const Decision& d) { return d.reason.empty(); });
-  if (!any) throw bad_data("'{}' has no layer that dynamic mode can quantize", arguments.model);
+  if (any) return;
+  std::string reasons;
+  for (const Decision& d : plan) reasons += fmt::format("\n  {}: {}", d.name, d.reason);
+  throw bad_data("'{}' has no layer that dynamic mode can compress{}", options.model, reasons);
 }
 
-void print_plan(const std::vector<Decision>& plan) {
-  for (const Decision& decision : plan) {
-    fmt::print("{:<40} {}\n", decision.name, decision.reason.empty() ? "int8" : "keep: " + decision.reason);
+LayerRecord record_of(const Decision& decision, const Options& options, uint64_t compressed_bytes) {
+  const bool compressed = decision.reason.empty();
+  return {decision.name,
+          name_of(decision.kind),
+          compressed ? options.dtype : "keep",
+          decision.reason,
+          decision.bytes_before,
+          compressed ? compressed_bytes : decision.bytes_before,
+          {},
+          {}};
+}
+
+void log_layers(const Report& report) {
+  for (const LayerRecord& layer : report.layers) {
+    log_detail(
+        fmt::format("{}: {}{}", layer.name, layer.decision, layer.reason.empty() ? "" : ", " + layer.reason));
   }
 }
 
-ordered_json describe_decision(const Decision& decision, uint64_t bytes_before, uint64_t bytes_after) {
-  const bool quantized = decision.reason.empty();
-  return {{"name", decision.name},
-          {"kind", name_of(decision.kind)},
-          {"decision", quantized ? "int8" : "keep"},
-          {"reason", quantized ? ordered_json(nullptr) : ordered_json(decision.reason)},
-          {"bytes_before", bytes_before},
-          {"bytes_after", bytes_after}};
+void print_plan(const Report& report) {
+  for (const LayerRecord& layer : report.layers) {
+    fmt::print("{:<48} {:<10} {:>12} -> {:>12} bytes  {}\n", layer.name, layer.decision, layer.bytes_before,
+               layer.bytes_after, layer.reason);
+  }
+  fmt::print("predicted output: {} bytes\n", *report.predicted_bytes);
+}
+
+void finish_dry_run(const RunOptions& run, const Report& report) {
+  if (run.report != "-") print_plan(report);
 }
 
 void check_finite(const Layer& layer) {
   const int64_t non_finite = layer.weight.numel() - layer.weight.isfinite().sum().item<int64_t>();
   if (non_finite == 0) return;
   throw bad_data(
-      "weight of layer '{}' holds {} values that are NaN or infinite; repair the model or pass "
-      "--ignore '^{}$'",
+      "weight of layer '{}' holds {} values that are NaN or infinite; repair the model or pass --ignore "
+      "'^{}$'",
       layer.name, non_finite, layer.name);
 }
 
-ordered_json quantize_layers(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
-                             Runtime runtime, std::map<std::string, Int8Channel>& weights) {
-  ordered_json rows = ordered_json::array();
-  Progress progress("quantize", static_cast<int64_t>(plan.size()));
+void check_range(const Layer& layer, const CompressedWeight& weight) {
+  const auto* dense = std::get_if<Dense>(&weight);
+  if (dense == nullptr || dense->values.isfinite().all().item<bool>()) return;
+  throw bad_data(
+      "weight of layer '{}' has values beyond the range of float16; use --dtype bfloat16 or --ignore '^{}$'",
+      layer.name, layer.name);
+}
+
+// Compresses what the plan chose; layers that share a weight share the result.
+std::map<std::string, CompressedWeight> compress_layers(const std::vector<Layer>& layers,
+                                                        const std::vector<Decision>& plan,
+                                                        const Options& options, Report& report) {
+  const DynamicOptions method = method_options(options);
+  std::map<const void*, CompressedWeight> by_weight;
+  std::map<std::string, CompressedWeight> weights;
+  std::map<const void*, bool> multiplied;  // some layer uses this weight as a matrix
   for (size_t i = 0; i < plan.size(); ++i) {
-    const Layer& layer = layers[i];
+    if (layers[i].kind == LayerKind::kLinear) multiplied[plan[i].identity] = true;
+  }
+  Progress progress("compress", static_cast<int64_t>(plan.size()));
+  for (size_t i = 0; i < plan.size(); ++i) {
     progress.step();
     if (!plan[i].reason.empty()) {
-      rows.push_back(describe_decision(plan[i], layer.weight.nbytes(), layer.weight.nbytes()));
+      report.layers.push_back(record_of(plan[i], options, 0));
       continue;
     }
-    const bool pairs = runtime == Runtime::kInt8 && layer.kind == LayerKind::kLinear;
-    const Int8Channel int8 = quantize_rows(layer.weight, pairs ? Int8Grid::kPair : Int8Grid::kRow);
-    const QuantizationError error = error_of(layer.weight, int8);
-    ordered_json row =
-        describe_decision(plan[i], layer.weight.nbytes(), int8.codes.nbytes() + int8.scale.nbytes());
-    row.update({{"sqnr_db", error.sqnr_db}, {"max_error", error.max_error}});
-    rows.push_back(row);
-    weights.emplace(layer.name, int8);
+    check_finite(layers[i]);
+    auto found = by_weight.find(plan[i].identity);
+    if (found == by_weight.end()) {
+      CompressedWeight weight = compress_weight(layers[i].weight, multiplied[plan[i].identity], method);
+      check_range(layers[i], weight);
+      found = by_weight.emplace(plan[i].identity, std::move(weight)).first;
+    }
+    const QuantizationError error = error_of(layers[i].weight, found->second);
+    LayerRecord record = record_of(plan[i], options, stored_bytes(found->second));
+    record.sqnr_db = error.sqnr_db;
+    record.max_error = error.max_error;
+    report.layers.push_back(record);
+    weights.emplace(layers[i].name, found->second);
   }
-  return rows;
+  return weights;
 }
 
-// Gates that failed are named on stderr.
-ordered_json check_gates(const Arguments& arguments, double size_ratio, std::optional<double> drop,
-                         bool& failed) {
-  ordered_json gates = ordered_json::array();
-  const auto gate = [&](const char* name, double limit, double value, bool passed) {
-    gates.push_back({{"name", name}, {"limit", limit}, {"value", value}, {"passed", passed}});
-    failed = failed || !passed;
-    if (!passed)
-      fmt::print(stderr, "mcompress: gate {} failed: {:.4f}, and {:.4f} is the limit\n", name, value, limit);
-  };
-  if (arguments.min_size_ratio > 0)
-    gate("min_size_ratio", arguments.min_size_ratio, size_ratio, size_ratio >= arguments.min_size_ratio);
-  if (arguments.max_accuracy_drop >= 0)
-    gate("max_accuracy_drop", arguments.max_accuracy_drop, *drop, *drop <= arguments.max_accuracy_drop);
-  return gates;
-}
-
-void print_row(const char* name, uint64_t bytes, const std::optional<Accuracy>& accuracy) {
-  fmt::print("{:<10} {:>12} bytes", name, bytes);
-  if (accuracy)
-    fmt::print("   top-1 {:.2f} %   {:.0f} samples/s", 100 * accuracy->top1.value(),
-               static_cast<double>(accuracy->top1.total) / accuracy->seconds);
-  fmt::print("\n");
-}
-
-ordered_json settings_of(const Arguments& arguments) {
-  return {{"mode", arguments.mode},
-          {"runtime", arguments.runtime},
-          {"layer", arguments.only},
-          {"ignore", arguments.ignore},
-          {"embeddings", arguments.embeddings}};
-}
-
-// What both kinds of model end with: sizes, gates, table, report, exit code.
-int conclude(const Arguments& arguments, const ordered_json& rows, const ordered_json& metrics,
-             const std::optional<Accuracy>& before, const std::optional<Accuracy>& after) {
-  const ordered_json input = describe_file(arguments.model);
-  const ordered_json output = describe_file(arguments.output);
-  const auto bytes_before = input["bytes"].get<uint64_t>();
-  const auto bytes_after = output["bytes"].get<uint64_t>();
-  const double ratio = static_cast<double>(bytes_before) / static_cast<double>(bytes_after);
-  std::optional<double> drop;
-  if (before) drop = before->top1.value() - after->top1.value();
-  bool failed = false;
-  const ordered_json gates = check_gates(arguments, ratio, drop, failed);
-  if (arguments.run.report != "-") {
-    print_row("before", bytes_before, before);
-    print_row("after", bytes_after, after);
-    fmt::print("{:.2f} times smaller\n", ratio);
+// Non-zero weights of the output: those of the input, with the compressed layers counted anew.
+WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
+                        const std::map<std::string, CompressedWeight>& weights) {
+  std::set<const void*> seen;
+  for (const Layer& layer : layers) {
+    const auto weight = weights.find(layer.name);
+    if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
+    count.nonzeros += dequantize(weight->second).count_nonzero().item<int64_t>() -
+                      layer.weight.count_nonzero().item<int64_t>();
   }
-  write_report({{"settings", settings_of(arguments)},
-                {"input", input},
-                {"output", output},
-                {"size_ratio", ratio},
-                {"metrics", metrics},
-                {"layers", rows},
-                {"gates", gates}},
-               "quantize", arguments.run);
-  return failed ? static_cast<int>(Exit::kGateFailed) : 0;
+  return count;
 }
 
-int quantize_program(const Arguments& arguments) {
-  std::optional<Images> images;
-  if (!arguments.data.path.empty()) images = load_images(arguments.data.path, arguments.data.options);
-  const Runtime runtime = arguments.runtime == "int8" ? Runtime::kInt8 : Runtime::kPortable;
-  const torch::jit::Module program = load_program(arguments.model, arguments.run.trust_code);
+void conclude(const Options& options, Report& report) {
+  if (!options.eval.command.empty()) {
+    timed(report, "evaluate command", [&] {
+      if (!report.before) report.before.emplace();
+      if (!report.after) report.after.emplace();
+      report.before->custom = run_eval_command(options.eval.command, options.model);
+      report.after->custom = run_eval_command(options.eval.command, options.output);
+    });
+  }
+  if (report.size_ratio() < 1) report.warnings.emplace_back("the output is larger than the input");
+  GateOptions gates = options.gates;
+  gates.relative_drop = options.drop == "relative";
+  if (!check_gates(gates, report)) report.exit_code = static_cast<int>(Exit::kGateFailed);
+  log_layers(report);
+}
+
+void quantize_program(const Options& options, const RunOptions& run, Report& report) {
+  std::optional<Dataset> data;
+  if (!options.eval.data_path.empty()) {
+    data =
+        timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
+  }
+  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   const std::vector<Layer> layers = list_layers(program);
   std::vector<Decision> plan;
-  for (const Layer& layer : layers) plan.push_back({layer.name, layer.kind, layer.obstacle});
-  decide(plan, arguments);
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (plan[i].reason.empty()) check_finite(layers[i]);
+  for (const Layer& layer : layers) {
+    std::string obstacle = layer.obstacle;
+    if (layer.weight.scalar_type() != at::kFloat) obstacle = "its weight is not float32";
+    plan.push_back({layer.name, layer.kind, obstacle, layer.weight.data_ptr(), layer.weight.nbytes()});
   }
-  if (arguments.dry_run) {
-    print_plan(plan);
-    return 0;
-  }
-  std::map<std::string, Int8Channel> weights;
-  const ordered_json rows = quantize_layers(layers, plan, runtime, weights);
-  OutputFile file(arguments.output, arguments.run.force);
-  save_program(replace_layers(program, layers, weights, runtime), file);
-  file.commit();
+  decide(plan, options);
+  const auto weights =
+      timed(report, "compress", [&] { return compress_layers(layers, plan, options, report); });
+  report.predicted_bytes = predict_program_bytes(options.model, layers, weights);
+  const WeightCount count = count_program(program);
+  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, count);
+  if (options.dry_run) return finish_dry_run(run, report);
 
+  check_output(options.output, OutputKind::kFile, run.force, options.model, *report.predicted_bytes);
+  timed(report, "write", [&] {
+    OutputFile file(options.output, run.force);
+    save_program(replace_layers(program, layers, weights, method_options(options).runtime), file);
+    file.commit();
+  });
   // The numbers after speak of the artifact on disk.
-  const torch::jit::Module reopened = load_program(arguments.output, arguments.run.trust_code);
-  if (!images) return conclude(arguments, rows, nullptr, std::nullopt, std::nullopt);
-  const Accuracy before = measure_accuracy(program_forward(program), *images, arguments.data.batch_size);
-  const Accuracy after = measure_accuracy(program_forward(reopened), *images, arguments.data.batch_size);
-  const ordered_json metrics = {{"before", to_json(before)},
-                                {"after", to_json(after)},
-                                {"agreement", agreement(before, after).value()},
-                                {"output_sqnr_db", output_sqnr_db(before, after)},
-                                {"latency_ratio", after.seconds / before.seconds}};
-  return conclude(arguments, rows, metrics, before, after);
+  const auto reopened = timed(report, "reopen", [&] { return load_program(options.output, run.trust_code); });
+  report.output =
+      describe_artifact(options.output, ModelFormat::kTorchScript, count_after(count, layers, weights));
+  if (data) {
+    const auto metrics = timed(report, "evaluate", [&] {
+      return measure_programs({program, reopened}, *data, options.eval.batch_size);
+    });
+    report.before = metrics[0];
+    report.after = metrics[1];
+  }
+  conclude(options, report);
 }
 
-int quantize_checkpoint(const Arguments& arguments, ModelFormat format) {
-  if (!arguments.data.path.empty()) {
-    throw error(Exit::kUsage,
-                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript",
-                arguments.model);
-  }
-  if (format == ModelFormat::kHuggingFace) {
-    throw bad_data(
-        "'{}' is a Hugging Face folder, which quantize does not write yet; pass its safetensors file",
-        arguments.model);
-  }
-  const CheckpointFiles checkpoint = read_checkpoint(arguments.model, format);
+StoredType stored_type(const Options& options) {
+  if (options.dtype == "float16") return StoredType::kFloat16;
+  if (options.dtype == "bfloat16") return StoredType::kBFloat16;
+  return options.per_tensor ? StoredType::kInt8Tensor : StoredType::kInt8Rows;
+}
+
+uint64_t compressed_bytes(const Array& array, StoredType type) {
+  const uint64_t elements = count_elements(array.shape).value();
+  if (type == StoredType::kFloat16 || type == StoredType::kBFloat16) return 2 * elements;
+  const uint64_t scales = type == StoredType::kInt8Rows ? static_cast<uint64_t>(array.shape[0]) : 1;
+  return elements + scales * sizeof(float);
+}
+
+// The plan of a checkpoint: `chosen` by array, and the names of the linear layers left alone.
+struct CheckpointPlan {
+  std::vector<bool> chosen;
+  std::vector<std::string> kept_linear;
+};
+
+CheckpointPlan plan_checkpoint(const CheckpointFiles& checkpoint, const Options& options, Report& report) {
   std::vector<Decision> plan;
-  std::vector<size_t> indices;  // of the plan's arrays
+  std::vector<size_t> indices;
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
     LayerKind kind{};
-    if (!guess_kind(checkpoint.arrays[i], kind)) continue;
-    plan.push_back({checkpoint.arrays[i].name, kind, ""});
+    if (!guess_kind(array, kind)) continue;
+    const uint64_t bytes = count_elements(array.shape).value() * size_of(array.dtype);
+    plan.push_back({array.name, kind, array.bytes.empty() ? "it is empty" : "", array.bytes.data(), bytes});
     indices.push_back(i);
   }
-  decide(plan, arguments);
-  if (arguments.dry_run) {
-    print_plan(plan);
-    return 0;
-  }
-  std::vector<bool> chosen(checkpoint.arrays.size(), false);
-  ordered_json rows = ordered_json::array();
+  decide(plan, options);
+  CheckpointPlan result{std::vector<bool>(checkpoint.arrays.size(), false), {}};
   for (size_t i = 0; i < plan.size(); ++i) {
-    const Array& array = checkpoint.arrays[indices[i]];
-    chosen[indices[i]] = plan[i].reason.empty();
-    const uint64_t elements = count_elements(array.shape).value();
-    const uint64_t bytes = elements * size_of(array.dtype);
-    const uint64_t int8_bytes = elements + static_cast<uint64_t>(array.shape[0]) * sizeof(float);
-    rows.push_back(describe_decision(plan[i], bytes, chosen[indices[i]] ? int8_bytes : bytes));
+    result.chosen[indices[i]] = plan[i].reason.empty();
+    const std::string& name = plan[i].name;
+    if (!plan[i].reason.empty() && plan[i].kind == LayerKind::kLinear)
+      result.kept_linear.push_back(name.substr(0, name.rfind('.')));
+    report.layers.push_back(
+        record_of(plan[i], options, compressed_bytes(checkpoint.arrays[indices[i]], stored_type(options))));
   }
-  OutputFile file(arguments.output, arguments.run.force);
-  write_int8_safetensors(
-      checkpoint, chosen, [](const at::Tensor& r) { return quantize_rows(r, Int8Grid::kRow); }, file);
-  file.commit();
-  read_checkpoint(arguments.output, ModelFormat::kSafetensors);  // what was written opens again
-  return conclude(arguments, rows, nullptr, std::nullopt, std::nullopt);
+  return result;
 }
 
-int quantize(const Arguments& arguments) {
-  apply(arguments.run);
-  if (arguments.max_accuracy_drop >= 0 && arguments.data.path.empty()) {
-    throw error(Exit::kUsage, "--max-accuracy-drop needs --eval-data");
+void quantize_checkpoint(const Options& options, ModelFormat format, const RunOptions& run, Report& report) {
+  if (!options.eval.data_path.empty()) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
+                "--eval-command",
+                options.model);
   }
-  if (!arguments.dry_run) {
-    check_output(arguments.output, OutputKind::kFile, arguments.run.force, arguments.model);
+  const bool folder = format == ModelFormat::kHuggingFace;
+  if (folder && options.embeddings && options.dtype == "int8") {
+    throw error(Exit::kUsage,
+                "--embeddings has no int8 form that readers of a Hugging Face folder know; leave it out");
   }
-  check_report(arguments.run);
-  const ModelFormat format = detect_model(arguments.model);
-  return format == ModelFormat::kTorchScript ? quantize_program(arguments)
-                                             : quantize_checkpoint(arguments, format);
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
+  report.warnings = checkpoint.notes;
+  const CheckpointPlan plan = plan_checkpoint(checkpoint, options, report);
+  const StoredType type = stored_type(options);
+  report.predicted_bytes = predict_checkpoint_bytes(checkpoint, plan.chosen, type);
+  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint));
+  if (options.dry_run) return finish_dry_run(run, report);
+
+  const auto quantize = [](const at::Tensor& rows) { return quantize_rows(rows, Int8Grid::kRow); };
+  check_output(options.output, folder ? OutputKind::kFolder : OutputKind::kFile, run.force, options.model,
+               *report.predicted_bytes);
+  timed(report, "write", [&] {
+    if (folder) {
+      OutputFolder output(options.output, run.force);
+      write_compressed_folder(checkpoint, options.model, plan.chosen, type, quantize, plan.kept_linear,
+                              output);
+      output.commit();
+    } else {
+      OutputFile output(options.output, run.force);
+      write_compressed(checkpoint, 0, plan.chosen, type, quantize, output);
+      output.commit();
+    }
+  });
+  const ModelFormat written = folder ? format : ModelFormat::kSafetensors;
+  timed(report, "reopen", [&] {
+    report.output = describe_artifact(options.output, written,
+                                      count_checkpoint(read_checkpoint(options.output, written)));
+  });
+  conclude(options, report);
+}
+
+void check_options(const Options& options) {
+  if (options.output.empty() && !options.dry_run)
+    throw error(Exit::kUsage, "quantize needs -o/--output, or --dry-run");
+  if (options.gates.max_accuracy_drop && options.eval.data_path.empty() && options.eval.command.empty()) {
+    throw error(Exit::kUsage, "--max-accuracy-drop needs --eval-data or --eval-command");
+  }
+  if ((options.gates.max_latency_ratio || options.gates.min_agreement) && options.eval.data_path.empty()) {
+    throw error(Exit::kUsage, "--max-latency-ratio and --min-agreement need --eval-data");
+  }
+  if (options.dtype != "int8" && options.per_tensor)
+    throw error(Exit::kUsage, "--per-tensor goes with --dtype int8 only");
+  if (options.dtype != "int8" && options.runtime == "fbgemm")
+    throw error(Exit::kUsage, "--runtime fbgemm goes with --dtype int8 only");
+}
+
+void quantize(const Options& options, const RunOptions& run, Report& report) {
+  check_options(options);
+  const ModelFormat format = detect_model(options.model);
+  const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
+  if (!options.dry_run) check_output(options.output, kind, run.force, options.model);
+  if (format == ModelFormat::kTorchScript) {
+    quantize_program(options, run, report);
+  } else {
+    quantize_checkpoint(options, format, run, report);
+  }
 }
 
 }  // namespace
 
 Command quantize_command() {
-  auto arguments = std::make_shared<Arguments>();
-  const auto add_options = [arguments](CLI::App& app) {
-    app.add_option("model,-m,--model", arguments->model,
-                   "Model to quantize: TorchScript, state dict or safetensors")
+  auto options = std::make_shared<Options>();
+  const auto add_options = [options](CLI::App& app) {
+    app.add_option("model,-m,--model", options->model,
+                   "Model: TorchScript, state dict, safetensors or Hugging Face folder")
         ->required();
-    app.add_option("-o,--output", arguments->output, "File to write")->required();
-    app.add_option("--mode", arguments->mode, "dynamic: int8 weights, activations quantized when they come")
-        ->check(CLI::IsMember({"dynamic"}))
-        ->capture_default_str();
-    app.add_option("--runtime", arguments->runtime,
-                   "int8: oneDNN's int8 kernels; portable: plain operators, any CPU")
-        ->check(CLI::IsMember({"int8", "portable"}))
-        ->capture_default_str();
-    app.add_option("--layer", arguments->only, "Only layers that match; repeatable");
-    app.add_option("--ignore", arguments->ignore, "Leave layers alone that match; repeatable");
-    app.add_flag("--embeddings", arguments->embeddings, "Quantize embeddings too");
-    app.add_flag("--dry-run", arguments->dry_run, "Print the decision for each layer and stop");
-    app.add_option("--max-accuracy-drop", arguments->max_accuracy_drop,
-                   "Gate: top-1 may drop by this fraction, 0.005 for half a point");
-    app.add_option("--min-size-ratio", arguments->min_size_ratio,
-                   "Gate: the file is at least this many times smaller");
-    add_data_options(app, arguments->data);
-    add_run_options(app, arguments->run);
+    app.add_option(
+        "-o,--output", options->output,
+        "What to write: TorchScript for TorchScript, a folder for a folder, safetensors for the rest");
+    app.add_option("--mode", options->mode, "dynamic: weights are narrowed, activations when they come")
+        ->check(CLI::IsMember({"dynamic"}));
+    app.add_option("--dtype", options->dtype, "Type of the stored weights")
+        ->check(CLI::IsMember({"int8", "float16", "bfloat16"}));
+    app.add_flag("--per-tensor", options->per_tensor, "One scale a weight instead of one an output channel");
+    app.add_option("--runtime", options->runtime,
+                   "How int8 layers compute. int8: oneDNN kernels; portable: plain operators, any CPU; "
+                   "fbgemm: torch.ao's deprecated ones")
+        ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
+    app.add_option("--layer", options->only, "Only layers whose name matches this expression; repeatable")
+        ->allow_extra_args(false);
+    app.add_option("--ignore", options->ignore, "Leave layers alone whose name matches; repeatable")
+        ->allow_extra_args(false);
+    app.add_flag("--embeddings", options->embeddings, "Compress embeddings too");
+    app.add_flag("--dry-run", options->dry_run,
+                 "Print the decision for each layer and the predicted bytes, and stop");
+    app.add_option("--max-accuracy-drop", options->gates.max_accuracy_drop,
+                   "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")
+        ->transform(percent_or_fraction());
+    app.add_option("--drop", options->drop, "Whether the drop is of points or of the accuracy before")
+        ->check(CLI::IsMember({"absolute", "relative"}));
+    app.add_option("--min-size-ratio", options->gates.min_size_ratio,
+                   "Gate: the output is at least this many times smaller");
+    app.add_option("--max-latency-ratio", options->gates.max_latency_ratio,
+                   "Gate: latency after by latency before is at most this");
+    app.add_option("--min-agreement", options->gates.min_agreement,
+                   "Gate: share of samples with the same class, 99% or 0.99")
+        ->transform(percent_or_fraction());
+    add_eval_options(app, options->eval);
   };
-  return {"quantize", "Store weights as 8-bit integers", add_options,
-          [arguments] { return quantize(*arguments); }};
+  const auto run = [options](const RunOptions& r, Report& report) { quantize(*options, r, report); };
+  return {"quantize", "Store weights in fewer bits", add_options, run};
 }
 
 }  // namespace mcompress::cli

@@ -1,8 +1,7 @@
 #pragma once
 
-#include <functional>
-
-#include "mcompress/data/images.h"
+#include "mcompress/data/dataset.h"
+#include "mcompress/measure/latency.h"
 
 namespace mcompress {
 
@@ -19,15 +18,14 @@ Interval wilson_interval(const Share& share);
 
 struct Accuracy {
   Share top1, top5;
-  double loss = 0;     // mean cross entropy, nats
-  at::Tensor logits;   // float32 [n, classes]
-  double seconds = 0;  // in forward passes alone
+  double loss = 0;         // mean cross entropy, nats
+  double loss_margin = 0;  // half of its 95 % interval
+  at::Tensor logits;       // float32 [n, classes]
 };
 
-// Runs `forward` over all images in batches. Throws Error(65) where the outputs are no logits of
+// Runs `forward` over all samples in batches. Throws Error(65) where the outputs are no logits of
 // the labels, or not finite.
-Accuracy measure_accuracy(const std::function<at::Tensor(const at::Tensor&)>& forward, const Images& images,
-                          int64_t batch_size);
+Accuracy measure_accuracy(const Forward& forward, const Dataset& data, int64_t batch_size);
 
 // Samples of which both models rank the same class first, and the SQNR of the second's outputs, dB.
 Share agreement(const Accuracy& reference, const Accuracy& other);

@@ -8,6 +8,7 @@
 
 #include "mcompress/base/output.h"
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
 
 namespace mcompress {
@@ -19,14 +20,35 @@ bool guess_kind(const Array& array, LayerKind& kind);
 // A view of rows [begin, end) of an array in its map; copied where the map is not aligned.
 at::Tensor rows_of(const Array& array, int64_t begin, int64_t end);
 
-// Quantizes some rows [n, columns], float32, on their own.
+// Elements of an array, and how many are not zero, not finite; read a piece at a time.
+struct PieceCount {
+  int64_t elements = 0, nonzeros = 0, non_finite = 0;
+};
+PieceCount count_elements_of(const Array& array, const MappedFile& map);
+
+// How the chosen weights of a checkpoint are stored.
+enum class StoredType { kInt8Rows, kInt8Tensor, kFloat16, kBFloat16 };
+
+// Bytes of the data files that write_compressed() will write.
+uint64_t predict_checkpoint_bytes(const CheckpointFiles& checkpoint, const std::vector<bool>& chosen,
+                                  StoredType type);
+
+// Turns some rows [n, columns], float32, into codes int8 and scale [n].
 using QuantizeRows = std::function<Int8Channel(const at::Tensor& rows)>;
 
-// Writes all arrays as safetensors: those of `chosen` (by index) as int8 `NAME` with a float32
-// `NAME_scale` [rows, 1] beside, as compressed-tensors names them; the rest as they are. Rows are
-// read, quantized and written a few megabytes at a time, so that memory does not grow with the
-// file. Throws Error(65) naming an array that holds NaN or infinity.
-void write_int8_safetensors(const CheckpointFiles& checkpoint, const std::vector<bool>& chosen,
-                            const QuantizeRows& quantize, OutputFile& file);
+// Writes the arrays of `checkpoint` that lie in its file number `part` as safetensors: those that
+// are chosen (by index) as int8 `NAME` with a float32 `NAME_scale` ([rows, 1], or [1] for one scale
+// a tensor) beside, as compressed-tensors names them, or as a narrower float; the rest as they are.
+// Rows are read, quantized and written a piece at a time, so that memory does not grow with the
+// file. Throws Error(65) naming an array that holds NaN or infinity, or overflows float16.
+void write_compressed(const CheckpointFiles& checkpoint, size_t part, const std::vector<bool>& chosen,
+                      StoredType type, const QuantizeRows& quantize, OutputFile& file);
+
+// Writes a Hugging Face folder beside its source: the compressed shards under their names, the
+// index, config.json with a compressed-tensors quantization_config (int-quantized, W8A8 dynamic),
+// every other file as it is. `kept` names the linear layers that were left alone.
+void write_compressed_folder(const CheckpointFiles& checkpoint, const std::string& source,
+                             const std::vector<bool>& chosen, StoredType type, const QuantizeRows& quantize,
+                             const std::vector<std::string>& kept, OutputFolder& folder);
 
 }  // namespace mcompress

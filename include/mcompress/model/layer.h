@@ -20,10 +20,4 @@ struct Layer {
   std::string obstacle;              // why it cannot be replaced; empty where it can
 };
 
-// Weights as 8-bit integers, one scale a row: weight ~ codes * scale.
-struct Int8Channel {
-  at::Tensor codes;  // int8 [rows, columns]
-  at::Tensor scale;  // float32 [rows]
-};
-
 }  // namespace mcompress

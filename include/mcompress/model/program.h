@@ -8,6 +8,7 @@
 #include <torch/script.h>
 
 #include "mcompress/base/output.h"
+#include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
 
 namespace mcompress {
@@ -24,15 +25,16 @@ std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::M
 // whose methods do more than apply it, has its obstacle named.
 std::vector<Layer> list_layers(const torch::jit::Module& program);
 
-// How a replaced linear layer computes. kInt8: uint8 activations, one range a row, by oneDNN's
-// int8 kernels. kPortable: weights are dequantized when used, plain aten operators only.
-enum class Runtime { kInt8, kPortable };
-
-// A copy of `program` in which each named layer holds int8 weights; the original is untouched and
+// A copy of `program` in which each named layer holds its compressed weight; the original is untouched and
 // shares the other parameters. Every module on the way to a replaced layer gets a type of its own,
 // since TorchScript modules of one class share theirs.
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
-                                  const std::map<std::string, Int8Channel>& weights, Runtime runtime);
+                                  const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
+
+// Bytes that save_program will write, to about 2 %: the members of the archive at `path` without the
+// weights of the replaced layers, and what takes their place.
+uint64_t predict_program_bytes(const std::string& path, const std::vector<Layer>& layers,
+                               const std::map<std::string, CompressedWeight>& weights);
 
 // Writes the program as a TorchScript archive without its debug records.
 void save_program(const torch::jit::Module& program, OutputFile& file);

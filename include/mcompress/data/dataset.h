@@ -1,0 +1,38 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace mcompress {
+
+struct DataOptions {
+  std::string split = "test";        // test or train, where the data has both
+  std::optional<double> scale;       // factor for every value; default 1/255 for bytes, 1 otherwise
+  std::vector<double> mean, stddev;  // one a channel, after scaling
+  std::string layout = "nchw";       // how images lie in .npy and safetensors: nchw or nhwc
+  int64_t limit = 0;                 // first rows only; 0: all
+};
+
+// Labelled samples, kept as they lie in the file and normalized a batch at a time.
+struct Dataset {
+  at::Tensor inputs;  // [n, ...]; images as [n, channels, height, width]
+  at::Tensor labels;  // int64 [n]
+  DataOptions options;
+
+  int64_t size() const;
+  at::Tensor batch(int64_t begin, int64_t end) const;  // float32; integers other than bytes stay int64
+};
+
+// Reads labelled data, recognised by content. Throws Error: 66 missing, 65 malformed, 2 options
+// that do not fit.
+//   a folder with an IDX pair (t10k-* or train-*, plain or .gz), as dataset-fashion-mnist installs it
+//   an IDX file of images, with the file of labels beside it (images-idx3 -> labels-idx1)
+//   a CIFAR-10 binary file
+//   a .npz file or safetensors file of two arrays; two .npy files as "inputs.npy,labels.npy"
+// Of two arrays, the labels are the one of rank 1 with an integer type.
+Dataset load_dataset(const std::string& path, const DataOptions& options);
+
+}  // namespace mcompress

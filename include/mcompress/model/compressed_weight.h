@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <variant>
+
+#include <ATen/core/Tensor.h>
+
+namespace mcompress {
+
+// Weights as 8-bit integers, one scale a row: weight ~ codes * scale.
+struct Int8Channel {
+  at::Tensor codes;  // int8, the weight's shape
+  at::Tensor scale;  // float32 [rows]
+};
+
+// Weights in a narrower float type.
+struct Dense {
+  at::Tensor values;  // float16 or bfloat16, the weight's shape
+};
+
+// What a method makes of a layer's weight: a plain value that knows no file and no kernel.
+using CompressedWeight = std::variant<Int8Channel, Dense>;
+
+at::Tensor dequantize(const CompressedWeight& weight);  // float32, the weight's shape
+uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
+
+// How a replaced layer computes. kInt8: uint8 activations, one range a row, by oneDNN's int8
+// kernels. kPortable: weights are dequantized when used, plain aten operators only. kFbgemm: the
+// deprecated quantized::linear_dynamic of torch.ao, 7-bit activations, one range a batch.
+enum class Runtime { kInt8, kPortable, kFbgemm };
+
+}  // namespace mcompress

@@ -1,0 +1,102 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "mcompress/measure/accuracy.h"
+#include "mcompress/measure/latency.h"
+#include "mcompress/model/layer.h"
+
+namespace mcompress {
+
+// A setting of the run with its type (monostate: not set), and where it came from: flag, environment,
+// config, default.
+struct Setting {
+  using Value = std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>>;
+  std::string name;
+  Value value;
+  std::string source;
+};
+
+// A model on disk.
+struct Artifact {
+  std::string path, format, sha256;
+  uint64_t bytes = 0;
+  int64_t parameters = 0, nonzeros = 0;  // weights, scales left out
+  double bits_per_weight() const {
+    return parameters == 0 ? 0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
+  }
+};
+
+// Numbers about one model; what was not measured is empty.
+struct Metrics {
+  std::optional<Accuracy> accuracy;
+  std::optional<Latency> latency;
+  std::map<std::string, double> custom;  // from --eval-command
+
+  std::optional<double> quality() const;  // top-1, or "top1" or "accuracy" of --eval-command
+};
+
+struct LayerRecord {
+  std::string name, kind, decision, reason;  // reason: why it was kept
+  uint64_t bytes_before = 0, bytes_after = 0;
+  std::optional<double> sqnr_db, max_error;
+};
+
+struct Gate {
+  std::string name;
+  double limit, value;
+  bool passed;
+};
+
+struct Phase {
+  std::string name;
+  double seconds;
+};
+
+// Everything a run found out: the one place where numbers live. A command fills in what it knows.
+struct Report {
+  std::string command;
+  std::vector<Setting> settings;
+  std::optional<Artifact> input, output;
+  std::optional<uint64_t> predicted_bytes;
+  std::optional<Metrics> before, after;
+  std::vector<LayerRecord> layers;
+  std::vector<Gate> gates;
+  std::vector<std::string> warnings;
+  std::vector<Phase> phases;
+  int64_t seed = 0;
+  int threads = 0, exit_code = 0;
+
+  double size_ratio() const;  // input bytes by output bytes
+};
+
+// The report as schema_version 1 of configs/report.schema.json. Numbers that are not known, NaN or
+// infinite are null.
+nlohmann::ordered_json to_json(const Report& report);
+
+// The short table of before and after for people.
+std::string to_table(const Report& report);
+
+// What a run must hold; what is empty is not checked.
+struct GateOptions {
+  std::optional<double> max_accuracy_drop;  // fraction: 0.005 is half a point
+  bool relative_drop = false;               // the drop is a fraction of the accuracy before
+  std::optional<double> min_size_ratio, max_latency_ratio, min_agreement;
+};
+
+// True where some gate needs a measured accuracy.
+bool needs_accuracy(const GateOptions& options);
+
+// Adds the result of each gate to the report; false where one failed. Throws Error(2) where a gate
+// has nothing to judge.
+bool check_gates(const GateOptions& options, Report& report);
+
+}  // namespace mcompress

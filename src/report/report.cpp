@@ -1,0 +1,215 @@
+#include "mcompress/report/report.h"
+
+#include <ATen/Version.h>
+#include <ATen/native/DispatchStub.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <torch/version.h>
+
+#include "mcompress/base/process.h"
+#include "mcompress/report/version.h"
+
+namespace mcompress {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+template <typename T>
+ordered_json or_null(const std::optional<T>& value) {
+  return value ? ordered_json(*value) : ordered_json(nullptr);
+}
+
+ordered_json share_json(const Share& share) {
+  const Interval interval = wilson_interval(share);
+  return {{"value", share.value()},
+          {"low", interval.low},
+          {"high", interval.high},
+          {"count", share.count},
+          {"total", share.total}};
+}
+
+ordered_json latency_json(const Latency& latency) {
+  return {{"batch_size", latency.batch_size}, {"runs", latency.runs},
+          {"p50_seconds", latency.p50},       {"p90_seconds", latency.p90},
+          {"p99_seconds", latency.p99},       {"samples_per_second", latency.samples_per_second()}};
+}
+
+ordered_json metrics_json(const std::optional<Metrics>& metrics) {
+  if (!metrics) return nullptr;
+  ordered_json json = ordered_json::object();
+  if (metrics->accuracy) {
+    const Accuracy& accuracy = *metrics->accuracy;
+    json["top1"] = share_json(accuracy.top1);
+    json["top5"] = share_json(accuracy.top5);
+    json["loss"] = {{"value", accuracy.loss},
+                    {"low", accuracy.loss - accuracy.loss_margin},
+                    {"high", accuracy.loss + accuracy.loss_margin}};
+  }
+  if (metrics->latency) json["latency"] = latency_json(*metrics->latency);
+  if (!metrics->custom.empty()) json["custom"] = metrics->custom;
+  return json;
+}
+
+ordered_json artifact_json(const std::optional<Artifact>& artifact) {
+  if (!artifact) return nullptr;
+  return {{"path", artifact->path},
+          {"format", artifact->format},
+          {"sha256", artifact->sha256},
+          {"bytes", artifact->bytes},
+          {"parameters", artifact->parameters},
+          {"nonzeros", artifact->nonzeros},
+          {"bits_per_weight", artifact->bits_per_weight()}};
+}
+
+ordered_json settings_json(const std::vector<Setting>& settings, bool sources) {
+  ordered_json json = ordered_json::object();
+  for (const Setting& setting : settings) {
+    if (sources) {
+      json[setting.name] = setting.source;
+    } else {
+      std::visit(
+          [&](const auto& value) {
+            if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::monostate>) {
+              json[setting.name] = nullptr;
+            } else {
+              json[setting.name] = value;
+            }
+          },
+          setting.value);
+    }
+  }
+  return json;
+}
+
+ordered_json comparison_json(const Report& report) {
+  ordered_json json = {{"agreement", nullptr}, {"output_sqnr_db", nullptr}, {"latency_ratio", nullptr}};
+  if (!report.before || !report.after) return json;
+  if (report.before->accuracy && report.after->accuracy) {
+    json["agreement"] = share_json(agreement(*report.before->accuracy, *report.after->accuracy));
+    json["output_sqnr_db"] = output_sqnr_db(*report.before->accuracy, *report.after->accuracy);
+  }
+  if (report.before->latency && report.after->latency) {
+    json["latency_ratio"] = report.after->latency->p50 / report.before->latency->p50;
+  }
+  return json;
+}
+
+ordered_json size_json(const Report& report) {
+  if (!report.input || !report.output) return nullptr;
+  constexpr uint64_t kFloatBytes = 4;
+  const uint64_t fp32 = kFloatBytes * static_cast<uint64_t>(report.input->parameters);
+  return {{"ratio", report.size_ratio()},
+          {"fp32_bytes", fp32},
+          {"ratio_to_fp32", static_cast<double>(fp32) / static_cast<double>(report.output->bytes)},
+          {"predicted_bytes", or_null(report.predicted_bytes)}};
+}
+
+ordered_json layer_json(const LayerRecord& layer) {
+  return {{"name", layer.name},
+          {"kind", layer.kind},
+          {"decision", layer.decision},
+          {"reason", layer.reason.empty() ? ordered_json(nullptr) : ordered_json(layer.reason)},
+          {"bytes_before", layer.bytes_before},
+          {"bytes_after", layer.bytes_after},
+          {"sqnr_db", or_null(layer.sqnr_db)},
+          {"max_error", or_null(layer.max_error)}};
+}
+
+template <typename T, typename F>
+ordered_json list_json(const std::vector<T>& items, F to_item) {
+  ordered_json list = ordered_json::array();
+  for (const T& item : items) list.push_back(to_item(item));
+  return list;
+}
+
+std::string metrics_cells(const std::optional<Metrics>& metrics) {
+  std::string cells;
+  if (!metrics) return cells;
+  if (metrics->accuracy) {
+    const Interval interval = wilson_interval(metrics->accuracy->top1);
+    cells += fmt::format("  top-1 {:.2f} % [{:.2f}, {:.2f}]  top-5 {:.2f} %  loss {:.4f}",
+                         100 * metrics->accuracy->top1.value(), 100 * interval.low, 100 * interval.high,
+                         100 * metrics->accuracy->top5.value(), metrics->accuracy->loss);
+  }
+  if (metrics->latency) {
+    cells +=
+        fmt::format("  {:.3f} ms a batch of {}", 1000 * metrics->latency->p50, metrics->latency->batch_size);
+  }
+  for (const auto& [name, value] : metrics->custom) cells += fmt::format("  {} {:.6g}", name, value);
+  return cells;
+}
+
+}  // namespace
+
+std::optional<double> Metrics::quality() const {
+  if (accuracy) return accuracy->top1.value();
+  for (const char* name : {"top1", "accuracy"}) {
+    const auto found = custom.find(name);
+    if (found != custom.end()) return found->second;
+  }
+  return std::nullopt;
+}
+
+double Report::size_ratio() const {
+  return static_cast<double>(input->bytes) / static_cast<double>(output->bytes);
+}
+
+ordered_json tool_json() {
+  return {{"name", "mcompress"},       {"version", kVersion},
+          {"libtorch", TORCH_VERSION}, {"compiler", "gcc " __VERSION__},
+          {"cpu", cpu_name()},         {"cpu_capability", at::get_cpu_capability()}};
+}
+
+ordered_json to_json(const Report& report) {
+  double total = 0;
+  for (const Phase& phase : report.phases) total += phase.seconds;
+  return {{"schema_version", 1},
+          {"tool", tool_json()},
+          {"command", report.command},
+          {"settings", settings_json(report.settings, false)},
+          {"settings_from", settings_json(report.settings, true)},
+          {"input", artifact_json(report.input)},
+          {"output", artifact_json(report.output)},
+          {"size", size_json(report)},
+          {"metrics", {{"before", metrics_json(report.before)}, {"after", metrics_json(report.after)}}},
+          {"comparison", comparison_json(report)},
+          {"layers", list_json(report.layers, layer_json)},
+          {"gates",
+           list_json(report.gates,
+                     [](const Gate& g) {
+                       return ordered_json{
+                           {"name", g.name}, {"limit", g.limit}, {"value", g.value}, {"passed", g.passed}};
+                     })},
+          {"warnings", report.warnings},
+          {"phases", list_json(report.phases,
+                               [](const Phase& p) {
+                                 return ordered_json{{"name", p.name}, {"seconds", p.seconds}};
+                               })},
+          {"elapsed_seconds", total},
+          {"peak_rss_bytes", peak_rss_bytes()},
+          {"seed", report.seed},
+          {"threads", report.threads},
+          {"exit_code", report.exit_code}};
+}
+
+std::string to_table(const Report& report) {
+  std::string table;
+  if (!report.before && !report.output) return table;
+  if (report.input)
+    table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));
+  if (!report.output) return table;
+  table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
+  table += fmt::format("{:.2f} times smaller", report.size_ratio());
+  if (report.before && report.after && report.before->accuracy && report.after->accuracy) {
+    table += fmt::format(", same class for {:.2f} % of the samples",
+                         100 * agreement(*report.before->accuracy, *report.after->accuracy).value());
+  }
+  if (report.before && report.after && report.before->latency && report.after->latency) {
+    table +=
+        fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
+  }
+  return table + "\n";
+}
+
+}  // namespace mcompress

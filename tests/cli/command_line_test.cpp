@@ -1,0 +1,139 @@
+#include "cli/run_mcompress.h"
+
+namespace mcompress::testing {
+namespace {
+
+using nlohmann::json;
+
+struct Case {
+  std::string arguments;
+  int exit_code;
+  std::string words;
+};
+
+void expect_all(const std::vector<Case>& cases) {
+  for (const Case& c : cases) {
+    const Outcome run = run_mcompress(c.arguments);
+    EXPECT_EQ(run.exit_code, c.exit_code) << c.arguments << "\n" << run.err;
+    EXPECT_TRUE(contains(run.err, c.words)) << c.arguments << "\n" << run.err;
+    EXPECT_EQ(run.out, "") << c.arguments;
+  }
+}
+
+TEST(Messages, OfTheCommandLineNameTheRemedy) {
+  const TemporaryFolder folder;
+  const std::string mlp = shipped("fashion_mlp.pt");
+  const std::string to = " -o " + (folder / "q");
+  expect_all(
+      {{"", 2, "name a command: inspect, evaluate, quantize"},
+       {"quantise", 2, "unknown command 'quantise', did you mean 'quantize'"},
+       {"xyz", 2, "unknown command 'xyz'; the commands are"},
+       {"quantize " + mlp + " --quiat", 2, "unknown option '--quiat', did you mean '--quiet'"},
+       {"quantize", 2, "model is required"},
+       {"quantize " + mlp, 2, "needs -o/--output"},
+       {"quantize " + mlp + to + " --mode turbo", 2, "turbo"},
+       {"quantize " + mlp + to + " --ignore nothing", 2, "--ignore 'nothing' matches no layer"},
+       {"quantize " + mlp + to + " --layer nothing", 2, "--layer 'nothing' matches no layer"},
+       {"quantize " + mlp + to + " --layer '('", 2, "not a regular expression"},
+       {"quantize " + mlp + to + " --ignore .", 65, "no layer that dynamic mode can compress"},
+       {"quantize " + mlp + to + " --max-accuracy-drop 0.1", 2, "needs --eval-data or --eval-command"},
+       {"quantize " + mlp + to + " --min-agreement 99%", 2, "need --eval-data"},
+       {"quantize " + mlp + to + " --min-agreement x%", 2, "no percentage"},
+       {"quantize " + mlp + to + " --dtype float16 --per-tensor", 2, "--per-tensor goes with --dtype int8"},
+       {"quantize " + mlp + to + " --dtype float16 --runtime fbgemm", 2, "--runtime fbgemm goes with"},
+       {"quantize " + mlp + to + " --threads -1", 2, "--threads"},
+       {"quantize " + mlp + to + " --eval-command true", 2, "no {model}"},
+       {"quantize " + mlp + to + " --force --eval-command 'echo 3 # {model}'", 65, "no JSON object"},
+       {"quantize " + mlp + to + " --force --eval-command 'exit 4 # {model}'", 65, "exit code 4"},
+       {"evaluate " + mlp, 2, "needs --eval-data or --eval-command"},
+       {"inspect --json --report - " + mlp, 2, "both want stdout"}});
+}
+
+TEST(Messages, OfFilesNameTheRemedy) {
+  const TemporaryFolder folder;
+  write_file(folder / "empty", "");
+  write_file(folder / "old", "x");
+  const std::string mlp = shipped("fashion_mlp.pt");
+  const std::string to = " -o " + (folder / "q");
+  expect_all(
+      {{"quantize " + mlp + " -o " + (folder / "old"), 73, "use --force"},
+       {"quantize " + mlp + " -o " + mlp + " --force", 73, "is the input"},
+       {"quantize " + mlp + " -o " + (folder / "no/q"), 73, "does not exist; make it first"},
+       {"quantize " + mlp + " -o " + folder.path() + " --force", 73, "is a folder; name a file"},
+       {"quantize " + mlp + to + " --report " + (folder / "old"), 73, "use --force"},
+       {"quantize " + mlp + to + " --eval-data " + (folder / "no"), 66, "does not exist"},
+       {"quantize " + mlp + to + " --eval-data " + (folder / "empty"), 65, "is empty"},
+       {"quantize " + mlp + to + " --eval-data " + (folder / "old"), 65, "no data set that is known"},
+       {"quantize " + mlp + to + " --eval-data " + folder.path(), 66, "has no 't10k-images-idx3-ubyte'"},
+       {"quantize " + mlp + to + " --mean 1,2 --eval-data " + kFashion, 2, "has 1 channels"},
+       {"evaluate " + shipped("fashion_cnn.pt") + " --eval-data " + mlp, 65, "is a zip, but no .npz"},
+       {"inspect " + (folder / "no"), 66, "No such file"},
+       {"inspect " + (folder / "empty"), 65, "is empty"},
+       {"inspect " + folder.path(), 65, "no config.json"},
+       {"evaluate " + (folder / "old") + " --eval-data " + kFashion, 65, "no model that is known"}});
+}
+
+TEST(Config, RecipesAreRunAndUnknownKeysRefused) {
+  const TemporaryFolder folder;
+  const std::string run =
+      "quantize " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") + " --config ";
+  const json report = report_of(run + recipe("quantize_dynamic.toml"));
+  EXPECT_EQ(report["settings_from"]["batch_size"], "config");
+  write_file(folder / "bad.toml", "mod = \"dynamic\"\n");
+  write_file(folder / "value.toml", "mode = \"turbo\"\n");
+  write_file(folder / "broken.toml", "mode = = 3 [\n");
+  write_file(folder / "table.toml", "[quantize]\nignore = [\"fc2\"]\n");
+  expect_all({{run + (folder / "bad.toml"), 78, "unknown key 'mod', did you mean '--mode'"},
+              {run + (folder / "value.toml"), 78, "turbo"},
+              {run + (folder / "no.toml"), 66, "does not exist"}});
+  EXPECT_EQ(run_mcompress(run + (folder / "broken.toml")).exit_code, 78);
+  EXPECT_EQ(report_of(run + (folder / "table.toml"))["settings"]["ignore"], json::array({"fc2"}));
+}
+
+TEST(Config, FlagsWinOverEnvironmentAndThatOverTheRecipe) {
+  const TemporaryFolder folder;
+  write_file(folder / "r.toml", "seed = 1\nbatch-size = 1\nlimit = 1\n");
+  const json report = report_of("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q") +
+                                    " --seed 3 --config " + (folder / "r.toml"),
+                                0, "MCOMPRESS_SEED=2 MCOMPRESS_BATCH_SIZE=2");
+  EXPECT_EQ(report["settings"]["seed"], 3);
+  EXPECT_EQ(report["settings"]["batch_size"], 2);
+  EXPECT_EQ(report["settings"]["limit"], 1);
+  EXPECT_EQ(report["settings_from"]["seed"], "flag");
+  EXPECT_EQ(report["settings_from"]["batch_size"], "environment");
+  EXPECT_EQ(report["settings_from"]["limit"], "config");
+  EXPECT_EQ(report["settings_from"]["mode"], "default");
+}
+
+TEST(Streams, StdoutHoldsResultsOnly) {
+  const Outcome version = run_mcompress("--version");
+  EXPECT_TRUE(version.out.starts_with("mcompress ")) << version.out;
+  EXPECT_EQ(version.err, "");
+  EXPECT_EQ(json::parse(run_mcompress("--version --json").out)["name"], "mcompress");
+  const TemporaryFolder folder;
+  const Outcome quiet = run_mcompress("quantize -q " + shipped("fashion_mlp.pt") + " -o " + (folder / "q"));
+  EXPECT_EQ(quiet.err, "");
+  const Outcome verbose =
+      run_mcompress("quantize -v --force " + shipped("fashion_mlp.pt") + " -o " + (folder / "q"));
+  EXPECT_TRUE(contains(verbose.err, "fc1: int8")) << verbose.err;
+  EXPECT_FALSE(contains(verbose.err, "\x1b")) << "escape codes off a terminal";
+}
+
+TEST(Streams, ErrorsAreOneJsonObjectOnRequest) {
+  const Outcome run = run_mcompress("inspect --log-format json /does/not/exist");
+  const json object = json::parse(run.err);
+  EXPECT_EQ(object["exit"], 66);
+  EXPECT_EQ(run.exit_code, 66);
+}
+
+TEST(Streams, ProgressHasALinePerStepAsJson) {
+  const TemporaryFolder folder;
+  const Outcome run =
+      run_mcompress("quantize --progress jsonl " + shipped("fashion_mlp.pt") + " -o " + (folder / "q"));
+  const json first = json::parse(run.err.substr(0, run.err.find('\n')));
+  EXPECT_EQ(first["phase"], "compress");
+  EXPECT_EQ(first["total"], 2);
+}
+
+}  // namespace
+}  // namespace mcompress::testing

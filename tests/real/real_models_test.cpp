@@ -1,0 +1,80 @@
+#include <algorithm>
+
+#include "cli/run_mcompress.h"
+
+namespace mcompress::testing {
+namespace {
+
+using nlohmann::json;
+
+#define SKIP_WITHOUT_TEST_DATA() \
+  if (test_data().empty()) GTEST_SKIP() << "MCOMPRESS_TEST_DATA is not set"
+
+TEST(RealModels, ResNetsHaveTheirKnownAccuracy) {
+  SKIP_WITHOUT_TEST_DATA();
+  const std::string options = " --limit 500 --data " + test_data() +
+                              "/cifar10/test_batch.bin --data-config " + recipe("cifar10.data.toml");
+  EXPECT_EQ(report_of("evaluate " + test_data() + "/resnet/resnet20-cifar10.pt" +
+                      options)["metrics"]["before"]["top1"]["count"],
+            455);
+  EXPECT_EQ(report_of("evaluate " + test_data() + "/resnet/resnet56-cifar10.pt" +
+                      options)["metrics"]["before"]["top1"]["count"],
+            470);
+}
+
+TEST(RealModels, LegacyCheckpointIsListed) {
+  SKIP_WITHOUT_TEST_DATA();
+  const json result =
+      json::parse(run_mcompress("inspect --json " + test_data() + "/resnet/resnet20-cifar10.th").out);
+  EXPECT_EQ(result["format"], "legacy_state_dict");
+  EXPECT_EQ(result["layers"].size(), 97U);
+  EXPECT_EQ(result["layers"][0]["name"], "conv1.weight");
+  EXPECT_EQ(result["notes"][1], "prefix 'module.' removed from every name");
+}
+
+json find_layer(const json& layers, const std::string& name) {
+  const auto found =
+      std::find_if(layers.begin(), layers.end(), [&](const json& l) { return l["name"] == name; });
+  return found == layers.end() ? json() : *found;
+}
+
+TEST(RealModels, LegacyCheckpointQuantizesToSafetensors) {
+  SKIP_WITHOUT_TEST_DATA();
+  const TemporaryFolder folder;
+  const json report =
+      report_of("quantize " + test_data() + "/resnet/resnet20-cifar10.th -o " + (folder / "q.safetensors"));
+  EXPECT_EQ(report["layers"].size(), 20U);  // 19 convolutions stay, one linear layer is quantized
+  EXPECT_EQ(report["size"]["predicted_bytes"], report["output"]["bytes"]);
+  const json layers =
+      json::parse(run_mcompress("inspect --json " + (folder / "q.safetensors")).out)["layers"];
+  EXPECT_EQ(layers.size(), 98U);
+  EXPECT_EQ(find_layer(layers, "linear.weight")["dtype"], "I8");
+  EXPECT_EQ(find_layer(layers, "linear.weight_scale")["shape"], json::parse("[10,1]"));
+}
+
+TEST(RealModels, HuggingFaceFolderStaysOne) {
+  SKIP_WITHOUT_TEST_DATA();
+  const TemporaryFolder folder;
+  const json report = report_of("quantize " + test_data() + "/tiny-lm -o " + (folder / "q"));
+  EXPECT_EQ(report["output"]["format"], "huggingface");
+  const json config = json::parse(read_file(folder / "q/config.json"));
+  EXPECT_EQ(config["quantization_config"]["quant_method"], "compressed-tensors");
+  EXPECT_EQ(read_file(folder / "q/tokenizer.json"), read_file(test_data() + "/tiny-lm/tokenizer.json"));
+  EXPECT_EQ(
+      run_mcompress("quantize " + test_data() + "/tiny-lm -o " + (folder / "e") + " --embeddings").exit_code,
+      2);
+}
+
+TEST(RealModels, WeightsAreSmallerInEveryStoredType) {
+  SKIP_WITHOUT_TEST_DATA();
+  const TemporaryFolder folder;
+  const std::string run =
+      "quantize " + test_data() + "/tiny-lm/model.safetensors --embeddings --force -o " + (folder / "q");
+  EXPECT_GT(report_of(run)["size"]["ratio"].get<double>(), 3.8);
+  EXPECT_GT(report_of(run + " --per-tensor")["size"]["ratio"].get<double>(), 3.9);
+  EXPECT_NEAR(report_of(run + " --dtype bfloat16")["size"]["ratio"].get<double>(), 2.0, 0.02);
+  EXPECT_NEAR(report_of(run + " --dtype float16")["size"]["ratio"].get<double>(), 2.0, 0.02);
+}
+
+}  // namespace
+}  // namespace mcompress::testing

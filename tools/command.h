@@ -1,0 +1,69 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "mcompress/data/dataset.h"
+#include "mcompress/report/report.h"
+
+namespace mcompress::cli {
+
+// Options that every command has.
+struct RunOptions {
+  std::string report, config, progress = "auto", log_format = "text";
+  int64_t seed = 0;
+  int threads = 0;
+  bool force = false, trust_code = false, quiet = false, verbose = false;
+};
+
+// A subcommand. run() does the work and fills in the report; main prints and writes it.
+struct Command {
+  std::string name, summary;
+  std::function<void(CLI::App&)> add_options;
+  std::function<void(const RunOptions&, Report&)> run;
+};
+
+Command inspect_command();
+Command evaluate_command();
+Command quantize_command();
+inline std::vector<Command> all_commands() {
+  return {inspect_command(), evaluate_command(), quantize_command()};
+}
+
+void add_run_options(CLI::App& app, RunOptions& options);
+
+// How a model is measured: on data, by the user's own program, or not at all.
+struct EvalOptions {
+  std::string data_path, data_config, command;
+  DataOptions data;
+  int64_t batch_size = 64;
+};
+void add_eval_options(CLI::App& app, EvalOptions& options);
+
+// Accepts "99%" for 0.99.
+CLI::Validator percent_or_fraction();
+
+// The numbers that the user's program prints about the model at `path`: one JSON object on stdout.
+std::map<std::string, double> run_eval_command(const std::string& command, const std::string& path);
+
+// Runs `work` as a named phase of the report and returns its result.
+template <typename Work>
+auto timed(Report& report, const std::string& phase, Work work) {
+  const auto start = std::chrono::steady_clock::now();
+  struct Recorder {
+    Report& report;
+    const std::string& phase;
+    std::chrono::steady_clock::time_point start;
+    ~Recorder() {
+      const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+      report.phases.push_back({phase, spent.count()});
+    }
+  } const recorder{report, phase, start};
+  return work();
+}
+
+}  // namespace mcompress::cli

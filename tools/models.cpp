@@ -1,0 +1,77 @@
+#include "models.h"
+
+#include <filesystem>
+#include <set>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/sha256.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/program.h"
+
+namespace mcompress::cli {
+
+namespace fs = std::filesystem;
+
+WeightCount count_program(const torch::jit::Module& program) {
+  WeightCount count;
+  std::set<const void*> seen;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (!seen.insert(tensor.data_ptr()).second) return;
+    count.parameters += tensor.numel();
+    count.nonzeros += tensor.count_nonzero().item<int64_t>();
+  };
+  for (const at::Tensor& parameter : program.parameters()) add(parameter);
+  // Replaced layers hold their weight as a buffer.
+  for (const auto& buffer : program.named_buffers()) {
+    const at::ScalarType type = buffer.value.scalar_type();
+    if (type == at::kChar || type == at::kHalf || type == at::kBFloat16) add(buffer.value);
+  }
+  return count;
+}
+
+WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
+  WeightCount count;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    if (array.name.ends_with("_scale") || (!is_floating(array.dtype) && array.dtype != DType::kI8)) continue;
+    const PieceCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
+    count.parameters += pieces.elements;
+    count.nonzeros += pieces.nonzeros;
+  }
+  return count;
+}
+
+WeightCount count_model(const std::string& path, ModelFormat format, bool trust_code) {
+  if (format == ModelFormat::kTorchScript) return count_program(load_program(path, trust_code));
+  return count_checkpoint(read_checkpoint(path, format));
+}
+
+Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count) {
+  Artifact artifact{path, name_of(format), sha256_of_path(path), 0, count.parameters, count.nonzeros};
+  if (!fs::is_directory(path)) {
+    artifact.bytes = fs::file_size(path);
+    return artifact;
+  }
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.is_regular_file()) artifact.bytes += entry.file_size();
+  }
+  return artifact;
+}
+
+std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,
+                                      int64_t batch_size) {
+  constexpr double kLatencySeconds = 0.5;
+  std::vector<Forward> forwards;
+  std::vector<Metrics> metrics(programs.size());
+  for (size_t i = 0; i < programs.size(); ++i) {
+    forwards.push_back(program_forward(programs[i]));
+    metrics[i].accuracy = measure_accuracy(forwards[i], data, batch_size);
+  }
+  const at::Tensor batch = data.batch(0, std::min(batch_size, data.size()));
+  const std::vector<Latency> latencies = measure_latency(forwards, batch, kLatencySeconds);
+  for (size_t i = 0; i < programs.size(); ++i) metrics[i].latency = latencies[i];
+  return metrics;
+}
+
+}  // namespace mcompress::cli

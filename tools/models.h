@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <torch/script.h>
+
+#include "mcompress/data/dataset.h"
+#include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/report/report.h"
+
+namespace mcompress::cli {
+
+// Weights of a model: how many, and how many are not zero.
+struct WeightCount {
+  int64_t parameters = 0, nonzeros = 0;
+};
+WeightCount count_program(const torch::jit::Module& program);
+WeightCount count_checkpoint(const CheckpointFiles& checkpoint);
+WeightCount count_model(const std::string& path, ModelFormat format, bool trust_code);
+
+// The model at `path` as the report shows it; a folder's bytes are those of all its files.
+Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count);
+
+// Accuracy of each program on all data, and latency on its first batch, the programs taking turns.
+std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,
+                                      int64_t batch_size);
+
+}  // namespace mcompress::cli
