@@ -230,7 +230,11 @@ void write_text(const std::string& path, const std::string& text) {
   file.commit();
 }
 
-nlohmann::ordered_json quantization_config(StoredType type, const std::vector<std::string>& kept) {
+nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, StoredType type, std::vector<std::string> kept) {
+  // A head that is tied to the embedding has no weight of its own, and readers must not expect a scale.
+  const bool has_head = std::any_of(checkpoint.arrays.begin(), checkpoint.arrays.end(),
+                                    [](const Array& a) { return a.name.ends_with("lm_head.weight"); });
+  if (!has_head) kept.emplace_back("lm_head");
   const auto scheme = [](const char* strategy, bool dynamic) {
     return nlohmann::ordered_json{{"num_bits", 8},
                                   {"type", "int"},
@@ -319,7 +323,7 @@ void write_compressed_folder(const CheckpointFiles& checkpoint, const std::strin
     if (!entry.is_regular_file() || name.ends_with(".safetensors") || name == kIndexName) continue;
     if (name == "config.json" && int8) {
       nlohmann::ordered_json config = read_ordered(entry.path().string());
-      config["quantization_config"] = quantization_config(type, kept);
+      config["quantization_config"] = quantization_config(checkpoint, type, kept);
       write_text(folder.path_of(name), config.dump(2) + "\n");
     } else {
       OutputFile file(folder.path_of(name), true);
