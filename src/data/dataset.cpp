@@ -92,7 +92,8 @@ Dataset load_cifar(Bytes bytes) {
 Dataset load_npz(Bytes bytes, const std::string& path) {
   std::vector<at::Tensor> tensors;
   for (const ZipEntry& entry : read_zip(bytes, path)) {
-    if (!entry.name.ends_with(".npy")) throw bad_data("'{}' is a zip, but no .npz: it holds '{}'", path, entry.name);
+    if (!entry.name.ends_with(".npy"))
+      throw bad_data("'{}' is a zip, but no .npz: it holds '{}'", path, entry.name);
     const std::string content = unpack(entry, path);
     tensors.push_back(copy_array(read_npy(std::as_bytes(std::span(content)), path + ":" + entry.name)));
   }

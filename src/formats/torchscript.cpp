@@ -173,7 +173,8 @@ void scan_torchscript(const std::vector<ZipEntry>& entries, const std::string& p
   std::map<std::string, const ZipEntry*> members;
   for (const ZipEntry& entry : entries) members[inner_name(entry)] = &entry;
   for (const char* needed : {"data.pkl", "constants.pkl", "version"}) {
-    const bool hidden = members.contains(".data/version") && needed == std::string_view("version");  // newer writers
+    const bool hidden =
+        members.contains(".data/version") && needed == std::string_view("version");  // newer writers
     if (!members.contains(needed) && !hidden) {
       throw bad_data("TorchScript archive '{}' has no member '{}'", path, needed);
     }

@@ -1,6 +1,8 @@
 #include "mcompress/methods/dynamic.h"
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include <ATen/ATen.h>
 
@@ -21,25 +23,45 @@ at::Tensor row_scales(const at::Tensor& rows, Int8Grid grid) {
   return scale;
 }
 
-Int8Channel round_to_codes(const at::Tensor& weight, const at::Tensor& rows, at::Tensor scale) {
-  scale = at::where(scale > 0, scale, at::ones_like(scale));
-  const at::Tensor codes = (rows / scale.unsqueeze(1)).round().clamp(-127, 127).to(at::kChar);
-  return {codes.view(weight.sizes()), scale};
+at::Tensor as_rows(const at::Tensor& weight) { return weight.detach().flatten(1); }
+
+// Calls `use` with pieces of rows, so that temporaries stay small: [begin, end) of `rows`.
+void for_row_pieces(const at::Tensor& rows, const std::function<void(int64_t begin, int64_t end)>& use) {
+  constexpr int64_t kPieceElements = int64_t{1} << 16;
+  const int64_t piece = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(1, rows.size(1)));
+  for (int64_t begin = 0; begin < rows.size(0); begin += piece)
+    use(begin, std::min(begin + piece, rows.size(0)));
 }
 
-at::Tensor as_rows(const at::Tensor& weight) { return weight.detach().to(at::kFloat).flatten(1); }
+at::Tensor all_row_scales(const at::Tensor& rows, Int8Grid grid) {
+  at::Tensor scale = at::empty({rows.size(0)}, at::kFloat);
+  for_row_pieces(rows, [&](int64_t begin, int64_t end) {
+    scale.slice(0, begin, end).copy_(row_scales(rows.slice(0, begin, end).to(at::kFloat), grid));
+  });
+  return scale;
+}
+
+Int8Channel round_to_codes(const at::Tensor& weight, at::Tensor scale) {
+  const at::Tensor rows = as_rows(weight);
+  scale = at::where(scale > 0, scale, at::ones_like(scale));
+  at::Tensor codes = at::empty(rows.sizes(), at::kChar);
+  for_row_pieces(rows, [&](int64_t begin, int64_t end) {
+    const at::Tensor steps =
+        rows.slice(0, begin, end).to(at::kFloat) / scale.slice(0, begin, end).unsqueeze(1);
+    codes.slice(0, begin, end).copy_(steps.round().clamp(-127, 127));
+  });
+  return {codes.view(weight.sizes()), scale};
+}
 
 }  // namespace
 
 Int8Channel quantize_rows(const at::Tensor& weight, Int8Grid grid) {
-  const at::Tensor rows = as_rows(weight);
-  return round_to_codes(weight, rows, row_scales(rows, grid));
+  return round_to_codes(weight, all_row_scales(as_rows(weight), grid));
 }
 
 Int8Channel quantize_tensor(const at::Tensor& weight, Int8Grid grid) {
-  const at::Tensor rows = as_rows(weight);
-  const at::Tensor scale = row_scales(rows, grid);
-  return round_to_codes(weight, rows, scale.max().expand_as(scale).contiguous());
+  const at::Tensor scale = all_row_scales(as_rows(weight), grid);
+  return round_to_codes(weight, scale.max().expand_as(scale).contiguous());
 }
 
 CompressedWeight compress_weight(const at::Tensor& weight, bool is_linear, const DynamicOptions& options) {
@@ -51,11 +73,16 @@ CompressedWeight compress_weight(const at::Tensor& weight, bool is_linear, const
 }
 
 QuantizationError error_of(const at::Tensor& weight, const CompressedWeight& compressed) {
-  const at::Tensor exact = weight.detach().to(at::kFloat);
-  const at::Tensor error = dequantize(compressed) - exact;
-  const double signal = exact.square().sum(at::kDouble).item<double>();
-  const double noise = error.square().sum(at::kDouble).item<double>();
-  return {10.0 * std::log10(signal / noise), error.abs().max().item<double>()};
+  const at::Tensor rows = as_rows(weight);
+  double signal = 0, noise = 0, largest = 0;
+  for_row_pieces(rows, [&](int64_t begin, int64_t end) {
+    const at::Tensor exact = rows.slice(0, begin, end).to(at::kFloat);
+    const at::Tensor error = dequantize_rows(compressed, begin, end) - exact;
+    signal += exact.square().sum(at::kDouble).item<double>();
+    noise += error.square().sum(at::kDouble).item<double>();
+    largest = std::max(largest, error.abs().max().item<double>());
+  });
+  return {10.0 * std::log10(signal / noise), largest};
 }
 
 }  // namespace mcompress

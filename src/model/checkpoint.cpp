@@ -230,7 +230,8 @@ void write_text(const std::string& path, const std::string& text) {
   file.commit();
 }
 
-nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, StoredType type, std::vector<std::string> kept) {
+nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, StoredType type,
+                                           std::vector<std::string> kept) {
   // A head that is tied to the embedding has no weight of its own, and readers must not expect a scale.
   const bool has_head = std::any_of(checkpoint.arrays.begin(), checkpoint.arrays.end(),
                                     [](const Array& a) { return a.name.ends_with("lm_head.weight"); });

@@ -4,11 +4,13 @@
 
 namespace mcompress {
 
-at::Tensor dequantize(const CompressedWeight& weight) {
-  if (const auto* dense = std::get_if<Dense>(&weight)) return dense->values.to(at::kFloat);
+at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end) {
+  if (const auto* dense = std::get_if<Dense>(&weight)) {
+    return dense->values.slice(0, begin, end).flatten(1).to(at::kFloat);
+  }
   const auto& int8 = std::get<Int8Channel>(weight);
-  const at::Tensor rows = int8.codes.flatten(1).to(at::kFloat) * int8.scale.unsqueeze(1);
-  return rows.view(int8.codes.sizes());
+  const at::Tensor codes = int8.codes.slice(0, begin, end).flatten(1).to(at::kFloat);
+  return codes * int8.scale.slice(0, begin, end).unsqueeze(1);
 }
 
 uint64_t stored_bytes(const CompressedWeight& weight) {

@@ -29,10 +29,12 @@ class MapReader : public caffe2::serialize::ReadAdapterInterface {
     const size_t left = position < size() ? size() - position : 0;
     count = std::min(count, left);
     std::memcpy(buffer, file_->bytes().data() + position, count);
+    if (count >= kDropFrom) file_->drop(file_->bytes().first(position + count));
     return count;
   }
 
  private:
+  static constexpr size_t kDropFrom = size_t{64} << 10;  // what was copied needs no pages of the map
   SharedFile file_;
 };
 
@@ -41,6 +43,7 @@ class MapReader : public caffe2::serialize::ReadAdapterInterface {
 torch::jit::Module load_program(const std::string& path, bool trust_code) {
   auto file = std::make_shared<const MappedFile>(path);
   scan_torchscript(read_zip(file->bytes(), path), path, trust_code);
+  file->drop(file->bytes());
   torch::jit::setPrintHandler([](const std::string& text) { std::fputs(text.c_str(), stderr); });
   // Without profiling the first calls are as fast as the later ones, and nothing is fused on CPU anyway.
   torch::jit::getProfilingMode() = false;

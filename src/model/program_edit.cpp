@@ -130,10 +130,8 @@ Module make_int8_linear(const Layer& layer, const Int8Channel& weight, Runtime r
       module.register_attribute(derived, c10::TensorType::get(), at::empty({0}));
     }
   };
-  if (!int8) return make_module("PortableInt8Linear", kPortableLinear, nullptr, layer, add_attributes);
-  Module module = make_module("Int8Linear", kInt8Forward, kInt8Source, layer, add_attributes);
-  module.get_method("pack")({});
-  return module;
+  return int8 ? make_module("Int8Linear", kInt8Forward, kInt8Source, layer, add_attributes)
+              : make_module("PortableInt8Linear", kPortableLinear, nullptr, layer, add_attributes);
 }
 
 Module make_replacement(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {

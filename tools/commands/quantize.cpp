@@ -185,6 +185,14 @@ std::map<std::string, CompressedWeight> compress_layers(const std::vector<Layer>
   return weights;
 }
 
+// Codes or values that are not zero; scales are never zero.
+int64_t count_nonzeros(const CompressedWeight& weight) {
+  const auto* dense = std::get_if<Dense>(&weight);
+  return (dense != nullptr ? dense->values : std::get<Int8Channel>(weight).codes)
+      .count_nonzero()
+      .item<int64_t>();
+}
+
 // Non-zero weights of the output: those of the input, with the compressed layers counted anew.
 WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
                         const std::map<std::string, CompressedWeight>& weights) {
@@ -192,8 +200,7 @@ WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
     if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
-    count.nonzeros += dequantize(weight->second).count_nonzero().item<int64_t>() -
-                      layer.weight.count_nonzero().item<int64_t>();
+    count.nonzeros += count_nonzeros(weight->second) - layer.weight.count_nonzero().item<int64_t>();
   }
   return count;
 }

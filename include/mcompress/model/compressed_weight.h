@@ -21,7 +21,8 @@ struct Dense {
 // What a method makes of a layer's weight: a plain value that knows no file and no kernel.
 using CompressedWeight = std::variant<Int8Channel, Dense>;
 
-at::Tensor dequantize(const CompressedWeight& weight);  // float32, the weight's shape
+// Rows [begin, end) of the weight, float32 [end - begin, columns].
+at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end);
 uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
 
 // How a replaced layer computes. kInt8: uint8 activations, one range a row, by oneDNN's int8

@@ -27,7 +27,8 @@ std::vector<Layer> list_layers(const torch::jit::Module& program);
 
 // A copy of `program` in which each named layer holds its compressed weight; the original is untouched and
 // shares the other parameters. Every module on the way to a replaced layer gets a type of its own,
-// since TorchScript modules of one class share theirs.
+// since TorchScript modules of one class share theirs. The copy is for save_program(): int8 layers
+// pack their weights when they are loaded.
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                   const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
 
