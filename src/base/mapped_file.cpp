@@ -36,10 +36,14 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::drop(Bytes part) const {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(part.data()) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(part.data()) + part.size();
-  if (!part.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  // Memory that is not of this map would lose its content.
+  const bool inside =
+      part.data() >= bytes_.data() && part.data() + part.size() <= bytes_.data() + bytes_.size();
+  if (part.empty() || !inside) return;
+  const size_t into_page =
+      reinterpret_cast<uintptr_t>(part.data()) % static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  std::byte* begin = const_cast<std::byte*>(part.data()) - into_page;
+  ::madvise(begin, part.size() + into_page, MADV_DONTNEED);
 }
 
 }  // namespace mcompress

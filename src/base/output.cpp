@@ -75,30 +75,30 @@ void rename_to_new(const std::string& from, const std::string& to) {
 
 }  // namespace
 
-void check_output(const std::string& given, OutputKind kind, bool force, const std::string& input,
+void check_output(const std::string& path, OutputKind kind, bool force, const std::string& input,
                   uint64_t size_bytes) {
-  const std::string path = without_trailing_slash(given);
+  const std::string target = without_trailing_slash(path);
   std::error_code ignored;
-  const fs::file_status status = fs::status(path, ignored);
+  const fs::file_status status = fs::status(target, ignored);
   if (fs::exists(status)) {
-    if (!input.empty() && fs::equivalent(path, input, ignored)) {
-      throw error(Exit::kCannotCreate, "output '{}' is the input; choose another name", path);
+    if (!input.empty() && fs::equivalent(target, input, ignored)) {
+      throw error(Exit::kCannotCreate, "output '{}' is the input; choose another name", target);
     }
     if (kind == OutputKind::kFile && fs::is_directory(status)) {
-      throw error(Exit::kCannotCreate, "output '{}' is a folder; name a file", path);
+      throw error(Exit::kCannotCreate, "output '{}' is a folder; name a file", target);
     }
     if (kind == OutputKind::kFolder && !fs::is_directory(status)) {
-      throw error(Exit::kCannotCreate, "output '{}' is a file; name a folder", path);
+      throw error(Exit::kCannotCreate, "output '{}' is a file; name a folder", target);
     }
-    if (!force) throw already_exists(path);
+    if (!force) throw already_exists(target);
   }
-  const std::string folder = folder_of(path);
+  const std::string folder = folder_of(target);
   if (!fs::is_directory(folder, ignored)) {
     throw error(Exit::kCannotCreate, "folder '{}' of output '{}' does not exist; make it first", folder,
-                path);
+                target);
   }
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    throw error(Exit::kPermission, "folder '{}' of output '{}' is not writable", folder, path);
+    throw error(Exit::kPermission, "folder '{}' of output '{}' is not writable", folder, target);
   }
   struct statvfs disk {};
   if (::statvfs(folder.c_str(), &disk) != 0) return;

@@ -15,8 +15,6 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 
-extern char** environ;
-
 namespace mcompress {
 
 namespace {
@@ -85,7 +83,7 @@ std::string run_shell(const std::string& command) {
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw system_error("cannot make a pipe", errno);
   const pid_t child = spawn_shell(command, ends[1]);
   ::close(ends[1]);
-  const std::string text = read_all(ends[0], child);
+  std::string text = read_all(ends[0], child);
   ::close(ends[0]);
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) check_interrupt();

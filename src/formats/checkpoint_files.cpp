@@ -98,7 +98,7 @@ void read_shards(CheckpointFiles& checkpoint, const std::string& folder) {
   std::set<std::string> names;
   for (const auto& [tensor, shard] : shards) names.insert(shard);
   for (const std::string& name : names) {
-    const std::string path = folder + "/" + name;
+    const std::string path = (fs::path(folder) / name).string();
     if (!fs::exists(path)) throw bad_data("shard '{}' of '{}' is missing", name, index_path);
     const size_t before = checkpoint.arrays.size();
     add_safetensors(checkpoint, path);

@@ -145,8 +145,8 @@ class PickleMachine {
   // Everything above the last mark.
   std::vector<const PickleValue*> pop_to_mark() {
     if (marks_.empty()) fail("the pickle lacks a mark");
-    const std::vector<const PickleValue*> items(stack_.begin() + static_cast<ptrdiff_t>(marks_.back()),
-                                                stack_.end());
+    std::vector<const PickleValue*> items(stack_.begin() + static_cast<ptrdiff_t>(marks_.back()),
+                                          stack_.end());
     stack_.resize(marks_.back());
     marks_.pop_back();
     return items;

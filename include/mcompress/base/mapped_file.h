@@ -22,7 +22,8 @@ class MappedFile {
   Bytes bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
 
-  // Gives the pages of `part` back to the system; reading them again maps them again.
+  // Gives the pages of `part` back to the system; reading them again maps them again. Bytes
+  // of other memory are left alone.
   void drop(Bytes part) const;
 
  private:
