@@ -16,6 +16,7 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/output.h"
+#include "mcompress/base/process.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/report/version.h"
 #include "settings.h"
@@ -102,6 +103,7 @@ Arguments parse_with_config(Program& program, const std::string& command,
 }
 
 void apply(const RunOptions& options) {
+  drop_startup_code();
   static const std::map<std::string, ProgressStyle> kStyles = {{"auto", ProgressStyle::kAuto},
                                                                {"bar", ProgressStyle::kBar},
                                                                {"lines", ProgressStyle::kLines},

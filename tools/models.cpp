@@ -19,7 +19,7 @@ WeightCount count_program(const torch::jit::Module& program) {
   const auto add = [&](const at::Tensor& tensor) {
     if (!seen.insert(tensor.data_ptr()).second) return;
     count.parameters += tensor.numel();
-    count.nonzeros += tensor.count_nonzero().item<int64_t>();
+    count.nonzeros += count_elements_of(tensor).nonzeros;
   };
   for (const at::Tensor& parameter : program.parameters()) add(parameter);
   // Replaced layers hold their weight as a buffer.
@@ -35,7 +35,7 @@ WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     if (array.name.ends_with("_scale") || (!is_floating(array.dtype) && array.dtype != DType::kI8)) continue;
-    const PieceCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
+    const ElementCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
     count.parameters += pieces.elements;
     count.nonzeros += pieces.nonzeros;
   }

@@ -6,8 +6,10 @@
 #include <fstream>
 
 #include <fcntl.h>
+#include <link.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -61,7 +63,24 @@ std::string read_all(int input, pid_t child) {
   }
 }
 
+// A callback of dl_iterate_phdr: drops the pages of one library's code. The program itself, which has
+// no name there, keeps its own, where a debugger may have set breakpoints.
+int drop_code(dl_phdr_info* library, size_t /*size*/, void* /*data*/) {
+  if (*library->dlpi_name == '\0') return 0;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  for (int i = 0; i < library->dlpi_phnum; ++i) {
+    const ElfW(Phdr)& segment = library->dlpi_phdr[i];
+    if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) continue;
+    const uintptr_t begin = (library->dlpi_addr + segment.p_vaddr) / page * page;
+    const uintptr_t end = library->dlpi_addr + segment.p_vaddr + segment.p_memsz;
+    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+  return 0;
+}
+
 }  // namespace
+
+void drop_startup_code() { ::dl_iterate_phdr(drop_code, nullptr); }
 
 uint64_t peak_rss_bytes() {
   struct rusage usage {};

@@ -13,7 +13,7 @@ namespace {
 
 using Kind = PickleValue::Kind;
 
-constexpr size_t kMaxValues = 1'000'000;
+constexpr size_t kMaxValues = 400'000;  // also of the stack and the memo: some 60 MB together
 constexpr int kMaxDepth = 128;
 
 // Opcodes of protocols 0 to 5 that PyTorch's writers use (Python's Lib/pickletools.py).
@@ -114,14 +114,21 @@ class PickleMachine {
     return line;
   }
 
+  void check_count(size_t count) const {
+    if (count >= kMaxValues) fail(fmt::format("more than {} values", kMaxValues));
+  }
+
   PickleValue* make(Kind kind) {
-    if (pickle_.values_.size() >= kMaxValues) fail(fmt::format("more than {} values", kMaxValues));
+    check_count(pickle_.values_.size());
     PickleValue& value = pickle_.values_.emplace_back();
     value.kind = kind;
     return &value;
   }
 
-  void push(PickleValue* value) { stack_.push_back(value); }
+  void push(PickleValue* value) {
+    check_count(stack_.size());
+    stack_.push_back(value);
+  }
   void push_int(int64_t integer) {
     push(make(Kind::kInt));
     stack_.back()->integer = integer;
@@ -197,7 +204,15 @@ class PickleMachine {
     for (size_t i = 0; i < items.size(); i += 2) dict->entries.emplace_back(items[i], items[i + 1]);
   }
 
-  void put(uint64_t index) { memo_[index] = top(); }
+  void mark() {
+    if (marks_.size() >= kMaxDepth) fail(fmt::format("values nested deeper than {}", kMaxDepth));
+    marks_.push_back(stack_.size());
+  }
+
+  void put(uint64_t index) {
+    check_count(memo_.size());
+    memo_[index] = top();
+  }
   void get(uint64_t index) {
     const auto found = memo_.find(index);
     if (found == memo_.end()) fail("the pickle refers to a value that it never stored");
@@ -260,7 +275,7 @@ class PickleMachine {
         if (take<uint8_t>() > 5) fail("a pickle protocol above 5");
         break;
       case kFrame: take<uint64_t>(); break;
-      case kMark: marks_.push_back(stack_.size()); break;
+      case kMark: mark(); break;
       case kPop: pop(); break;
       case kPopMark: pop_to_mark(); break;
       case kNone: push(make(Kind::kNone)); break;

@@ -183,7 +183,17 @@ TEST(Malformed, PicklesAreRefusedWithTheReason) {
        "\x80\x02]q\x01h\x01"
        "a.",
        "nested deeper"},
-      {"a million values", "\x80\x02" + std::string(1'000'001, 'N') + ".", "more than 1000000 values"},
+      {"a million values", "\x80\x02" + std::string(1'000'001, 'N') + ".", "more than 400000 values"},
+      {"a million memo entries", "\x80\x02N" + std::string(1'000'001, '\x94') + ".",
+       "more than 400000 values"},
+      {"a value pushed a million times",
+       [] {
+         std::string pushes = "\x80\x02Nq\x01";
+         for (int i = 0; i < 1'000'000; ++i) pushes += "h\x01";
+         return pushes + ".";
+       }(),
+       "more than 400000 values"},
+      {"a million marks", "\x80\x02" + std::string(1'000'001, '(') + ".", "nested deeper"},
   };
   expect_refused(cases, [](const std::string& input) { Pickle(bytes_of(input), is_state_dict_global, "x"); });
 }

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "mcompress/base/error.h"
-#include "mcompress/methods/dynamic.h"
+#include "mcompress/methods/grid.h"
 #include "test_files.h"
 
 namespace mcompress {

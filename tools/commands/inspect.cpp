@@ -143,7 +143,7 @@ void print_rows(const std::vector<Row>& rows) {
     if (!row.same_as.empty()) remark += "  tied to " + row.same_as;
     if (!row.equals.empty()) remark += "  duplicate of " + row.equals;
     if (row.kind != "other" && !row.obstacle.empty()) remark += "  " + row.obstacle;
-    fmt::print("{:<48} {:<10} {:<9} [{}] {:>12}{}\n", row.name, row.kind, row.dtype,
+    fmt::print("{:<48} {:<10} {:<9} [{}] {:>12}{}\n", printable(row.name), row.kind, row.dtype,
                fmt::join(row.shape, ", "), row.bytes, remark);
   }
 }
@@ -189,7 +189,7 @@ void inspect(const Options& options, const RunOptions& run, Report& report) {
     fmt::print("{}\n", result.dump(2, ' ', false, ordered_json::error_handler_t::replace));
   } else if (run.report != "-") {
     fmt::print("{}: {} parameters, {} not zero\n", report.input->format, count.parameters, count.nonzeros);
-    for (const std::string& note : notes) fmt::print("{}\n", note);
+    for (const std::string& note : notes) fmt::print("{}\n", printable(note));
     print_rows(rows);
   }
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <filesystem>
 #include <map>
 
 #include <ATen/ATen.h>
@@ -10,11 +9,11 @@
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/output.h"
-#include "mcompress/base/pattern.h"
-#include "mcompress/base/progress.h"
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/methods/compress.h"
 #include "mcompress/methods/dynamic.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/pieces.h"
 #include "mcompress/model/program.h"
 #include "models.h"
 
@@ -24,7 +23,7 @@ namespace {
 
 struct Options {
   std::string model, output, mode = "dynamic", dtype = "int8", runtime = "int8";
-  std::vector<std::string> only, ignore;
+  Selection selection;
   bool per_tensor = false, embeddings = false, dry_run = false;
   EvalOptions eval;
   std::string drop = "absolute";
@@ -39,67 +38,15 @@ DynamicOptions method_options(const Options& options) {
   return {kTypes.at(options.dtype), options.per_tensor, kRuntimes.at(options.runtime)};
 }
 
-// What the plan knows of a layer, and what it decides: an empty reason means compress.
-struct Decision {
-  std::string name;
-  LayerKind kind;
-  std::string reason;    // starts as the layer's own obstacle
-  const void* identity;  // equal for layers that share one weight
-  uint64_t bytes_before = 0;
-};
-
-bool any_matches(const std::vector<Pattern>& patterns, const std::string& name) {
-  return std::any_of(patterns.begin(), patterns.end(), [&](const Pattern& p) { return p.matches(name); });
+std::string obstacle_of(LayerKind kind, const Options& options) {
+  if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d) return "dynamic mode treats no convolutions";
+  const bool left = kind == LayerKind::kEmbedding && !options.embeddings;
+  return left ? "embeddings are left alone without --embeddings" : "";
 }
 
-std::vector<Pattern> read_patterns(const std::vector<std::string>& expressions,
-                                   const std::vector<Decision>& plan, const char* option) {
-  std::vector<Pattern> patterns;
-  for (const std::string& expression : expressions) {
-    patterns.emplace_back(expression);
-    const bool used = std::any_of(plan.begin(), plan.end(),
-                                  [&](const Decision& d) { return patterns.back().matches(d.name); });
-    if (!used)
-      throw error(Exit::kUsage, "{} '{}' matches no layer; 'mcompress inspect' lists their names", option,
-                  expression);
-  }
-  return patterns;
-}
-
-// A weight that several layers share is compressed for all of them or for none.
-void keep_shared_weights_together(std::vector<Decision>& plan) {
-  std::map<const void*, std::string> kept;
-  for (const Decision& decision : plan) {
-    if (!decision.reason.empty()) kept.emplace(decision.identity, decision.name);
-  }
-  for (Decision& decision : plan) {
-    const auto other = kept.find(decision.identity);
-    if (decision.reason.empty() && other != kept.end()) {
-      decision.reason = fmt::format("shares its weight with '{}', which is kept", other->second);
-    }
-  }
-}
-
-// Fills in the reasons. Throws where nothing is left to compress.
-void decide(std::vector<Decision>& plan, const Options& options) {
-  const auto only = read_patterns(options.only, plan, "--layer");
-  const auto ignore = read_patterns(options.ignore, plan, "--ignore");
-  for (Decision& decision : plan) {
-    const LayerKind kind = decision.kind;
-    if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d) {
-      decision.reason = "dynamic mode treats no convolutions";
-    } else if (kind == LayerKind::kEmbedding && !options.embeddings) {
-      decision.reason = "embeddings are left alone without --embeddings";
-    }
-    if (any_matches(ignore, decision.name)) decision.reason = "matched by --ignore";
-    if (!only.empty() && !any_matches(only, decision.name)) decision.reason = "not matched by --layer";
-  }
-  keep_shared_weights_together(plan);
-  const bool any = std::any_of(plan.begin(), plan.end(), [](const Decision& d) { return d.reason.empty(); });
-  if (any) return;
-  std::string reasons;
-  for (const Decision& d : plan) reasons += fmt::format("\n  {}: {}", d.name, d.reason);
-  throw bad_data("'{}' has no layer that dynamic mode can compress{}", options.model, reasons);
+void decide_all(std::vector<Decision>& plan, const Options& options) {
+  decide(
+      plan, options.selection, [&](LayerKind kind) { return obstacle_of(kind, options); }, options.model);
 }
 
 LayerRecord record_of(const Decision& decision, const Options& options, uint64_t compressed_bytes) {
@@ -123,8 +70,8 @@ void log_layers(const Report& report) {
 
 void print_plan(const Report& report) {
   for (const LayerRecord& layer : report.layers) {
-    fmt::print("{:<48} {:<10} {:>12} -> {:>12} bytes  {}\n", layer.name, layer.decision, layer.bytes_before,
-               layer.bytes_after, layer.reason);
+    fmt::print("{:<48} {:<10} {:>12} -> {:>12} bytes  {}\n", printable(layer.name), layer.decision,
+               layer.bytes_before, layer.bytes_after, printable(layer.reason));
   }
   fmt::print("predicted output: {} bytes\n", *report.predicted_bytes);
 }
@@ -133,64 +80,10 @@ void finish_dry_run(const RunOptions& run, const Report& report) {
   if (run.report != "-") print_plan(report);
 }
 
-void check_finite(const Layer& layer) {
-  const int64_t non_finite = layer.weight.numel() - layer.weight.isfinite().sum().item<int64_t>();
-  if (non_finite == 0) return;
-  throw bad_data(
-      "weight of layer '{}' holds {} values that are NaN or infinite; repair the model or pass --ignore "
-      "'^{}$'",
-      layer.name, non_finite, layer.name);
-}
-
-void check_range(const Layer& layer, const CompressedWeight& weight) {
-  const auto* dense = std::get_if<Dense>(&weight);
-  if (dense == nullptr || dense->values.isfinite().all().item<bool>()) return;
-  throw bad_data(
-      "weight of layer '{}' has values beyond the range of float16; use --dtype bfloat16 or --ignore '^{}$'",
-      layer.name, layer.name);
-}
-
-// Compresses what the plan chose; layers that share a weight share the result.
-std::map<std::string, CompressedWeight> compress_layers(const std::vector<Layer>& layers,
-                                                        const std::vector<Decision>& plan,
-                                                        const Options& options, Report& report) {
-  const DynamicOptions method = method_options(options);
-  std::map<const void*, CompressedWeight> by_weight;
-  std::map<std::string, CompressedWeight> weights;
-  std::map<const void*, bool> multiplied;  // some layer uses this weight as a matrix
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (layers[i].kind == LayerKind::kLinear) multiplied[plan[i].identity] = true;
-  }
-  Progress progress("compress", static_cast<int64_t>(plan.size()));
-  for (size_t i = 0; i < plan.size(); ++i) {
-    progress.step();
-    if (!plan[i].reason.empty()) {
-      report.layers.push_back(record_of(plan[i], options, 0));
-      continue;
-    }
-    check_finite(layers[i]);
-    auto found = by_weight.find(plan[i].identity);
-    if (found == by_weight.end()) {
-      CompressedWeight weight = compress_weight(layers[i].weight, multiplied[plan[i].identity], method);
-      check_range(layers[i], weight);
-      found = by_weight.emplace(plan[i].identity, std::move(weight)).first;
-    }
-    const QuantizationError error = error_of(layers[i].weight, found->second);
-    LayerRecord record = record_of(plan[i], options, stored_bytes(found->second));
-    record.sqnr_db = error.sqnr_db;
-    record.max_error = error.max_error;
-    report.layers.push_back(record);
-    weights.emplace(layers[i].name, found->second);
-  }
-  return weights;
-}
-
 // Codes or values that are not zero; scales are never zero.
 int64_t count_nonzeros(const CompressedWeight& weight) {
   const auto* dense = std::get_if<Dense>(&weight);
-  return (dense != nullptr ? dense->values : std::get<Int8Channel>(weight).codes)
-      .count_nonzero()
-      .item<int64_t>();
+  return count_elements_of(dense != nullptr ? dense->values : std::get<Int8Channel>(weight).codes).nonzeros;
 }
 
 // Non-zero weights of the output: those of the input, with the compressed layers counted anew.
@@ -200,7 +93,7 @@ WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
     if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
-    count.nonzeros += count_nonzeros(weight->second) - layer.weight.count_nonzero().item<int64_t>();
+    count.nonzeros += count_nonzeros(weight->second) - count_elements_of(layer.weight).nonzeros;
   }
   return count;
 }
@@ -235,9 +128,23 @@ void quantize_program(const Options& options, const RunOptions& run, Report& rep
     if (layer.weight.scalar_type() != at::kFloat) obstacle = "its weight is not float32";
     plan.push_back({layer.name, layer.kind, obstacle, layer.weight.data_ptr(), layer.weight.nbytes()});
   }
-  decide(plan, options);
-  const auto weights =
-      timed(report, "compress", [&] { return compress_layers(layers, plan, options, report); });
+  decide_all(plan, options);
+  const DynamicOptions method = method_options(options);
+  const auto core = [&](const at::Tensor& weight, bool multiplied) {
+    return compress_weight(weight, multiplied, method);
+  };
+  const auto [weights, errors] =
+      timed(report, "compress", [&] { return compress_layers(layers, plan, core); });
+  for (size_t i = 0; i < plan.size(); ++i) {
+    const auto weight = weights.find(plan[i].name);
+    LayerRecord record =
+        record_of(plan[i], options, weight == weights.end() ? 0 : stored_bytes(weight->second));
+    if (errors[i]) {
+      record.sqnr_db = errors[i]->sqnr_db;
+      record.max_error = errors[i]->max_error;
+    }
+    report.layers.push_back(std::move(record));
+  }
   report.predicted_bytes = predict_program_bytes(options.model, layers, weights);
   const WeightCount count = count_program(program);
   report.input = describe_artifact(options.model, ModelFormat::kTorchScript, count);
@@ -246,7 +153,7 @@ void quantize_program(const Options& options, const RunOptions& run, Report& rep
   check_output(options.output, OutputKind::kFile, run.force, options.model, *report.predicted_bytes);
   timed(report, "write", [&] {
     OutputFile file(options.output, run.force);
-    save_program(replace_layers(program, layers, weights, method_options(options).runtime), file);
+    save_program(replace_layers(program, layers, weights, method.runtime), file);
     file.commit();
   });
   // The numbers after speak of the artifact on disk.
@@ -293,7 +200,7 @@ CheckpointPlan plan_checkpoint(const CheckpointFiles& checkpoint, const Options&
     plan.push_back({array.name, kind, array.bytes.empty() ? "it is empty" : "", array.bytes.data(), bytes});
     indices.push_back(i);
   }
-  decide(plan, options);
+  decide_all(plan, options);
   CheckpointPlan result{std::vector<bool>(checkpoint.arrays.size(), false), {}};
   for (size_t i = 0; i < plan.size(); ++i) {
     result.chosen[indices[i]] = plan[i].reason.empty();
@@ -397,9 +304,10 @@ Command quantize_command() {
                    "How int8 layers compute. int8: oneDNN kernels; portable: plain operators, any CPU; "
                    "fbgemm: torch.ao's deprecated ones")
         ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
-    app.add_option("--layer", options->only, "Only layers whose name matches this expression; repeatable")
+    app.add_option("--layer", options->selection.only,
+                   "Only layers whose name matches this expression; repeatable")
         ->allow_extra_args(false);
-    app.add_option("--ignore", options->ignore, "Leave layers alone whose name matches; repeatable")
+    app.add_option("--ignore", options->selection.ignore, "Leave layers alone whose name matches; repeatable")
         ->allow_extra_args(false);
     app.add_flag("--embeddings", options->embeddings, "Compress embeddings too");
     app.add_flag("--dry-run", options->dry_run,

@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "mcompress/base/text.h"
+
 namespace mcompress {
 
 // The exit codes that scripts rely on; a run ended by signal n exits with 128 + n.
@@ -26,10 +28,11 @@ enum class Exit : int {
 };
 
 // A failure the user can act on. The text names the thing, what it was, what is allowed and what
-// to do, in lower case and without a full stop.
+// to do, in lower case and without a full stop. Control characters in it are made visible.
 class Error : public std::runtime_error {
  public:
-  Error(Exit code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(Exit code, const std::string& message)
+      : std::runtime_error(printable(message, Printable::kLines)), code_(code) {}
   Exit code() const { return code_; }
 
  private:

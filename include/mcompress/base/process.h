@@ -5,6 +5,10 @@
 
 namespace mcompress {
 
+// Unmaps the pages of code that were read so far; those still needed come back from the page cache.
+// LibTorch's start reads some 45 MB that are not used again.
+void drop_startup_code();
+
 uint64_t peak_rss_bytes();  // highest resident set of this process so far
 std::string cpu_name();     // model name of the processor as the kernel gives it
 

@@ -31,7 +31,7 @@ class Pickle {
 
   // Reads one pickle of protocol 2 to 5 from the front of `bytes`. Only globals that `allow` accepts
   // may be named; any other is refused with its name (65), as are unknown opcodes, counts that do
-  // not fit the bytes, more than 1,000,000 values and nesting deeper than 128. `what` names the
+  // not fit the bytes, more than 400,000 values and nesting deeper than 128. `what` names the
   // pickle in messages.
   Pickle(Bytes bytes, Allow allow, const std::string& what);
 

@@ -10,6 +10,7 @@
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
@@ -20,11 +21,8 @@ bool guess_kind(const Array& array, LayerKind& kind);
 // A view of rows [begin, end) of an array in its map; copied where the map is not aligned.
 at::Tensor rows_of(const Array& array, int64_t begin, int64_t end);
 
-// Elements of an array, and how many are not zero, not finite; read a piece at a time.
-struct PieceCount {
-  int64_t elements = 0, nonzeros = 0, non_finite = 0;
-};
-PieceCount count_elements_of(const Array& array, const MappedFile& map);
+// The elements of an array in its map, read a piece at a time.
+ElementCount count_elements_of(const Array& array, const MappedFile& map);
 
 // How the chosen weights of a checkpoint are stored.
 enum class StoredType { kInt8Rows, kInt8Tensor, kFloat16, kBFloat16 };

@@ -1,0 +1,35 @@
+#include "mcompress/model/pieces.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+
+namespace mcompress {
+
+void for_row_pieces(int64_t first, int64_t last, int64_t columns,
+                    const std::function<void(int64_t begin, int64_t end)>& use) {
+  constexpr int64_t kPieceElements = int64_t{1} << 16;
+  const int64_t piece = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(1, columns));
+  for (int64_t begin = first; begin < last; begin += piece) use(begin, std::min(begin + piece, last));
+}
+
+ElementCount count_elements_of(const at::Tensor& tensor) {
+  ElementCount count;
+  const at::Tensor rows = tensor.detach().is_contiguous() ? tensor.detach().view({-1, 1}) : tensor.detach();
+  const int64_t columns = rows.dim() == 0 || rows.size(0) == 0 ? 1 : rows.numel() / rows.size(0);
+  const auto add = [&count](const at::Tensor& part) {
+    count.elements += part.numel();
+    count.nonzeros += part.count_nonzero().item<int64_t>();
+    if (part.is_floating_point() || part.is_complex())
+      count.non_finite += part.numel() - part.isfinite().sum().item<int64_t>();
+  };
+  if (rows.dim() == 0) {
+    add(rows);
+    return count;
+  }
+  for_row_pieces(0, rows.size(0), columns,
+                 [&](int64_t begin, int64_t end) { add(rows.slice(0, begin, end)); });
+  return count;
+}
+
+}  // namespace mcompress
