@@ -44,8 +44,9 @@ struct EvalOptions {
 };
 void add_eval_options(CLI::App& app, EvalOptions& options);
 
-// Accepts "99%" for 0.99.
-CLI::Validator percent_or_fraction();
+void add_gate_options(CLI::App& app, GateOptions& gates);
+// Throws Error(2) where a gate asks for a number that nothing measures.
+void check_gate_options(const GateOptions& gates, const EvalOptions& eval);
 
 // The numbers that the user's program prints about the model at `path`: one JSON object on stdout.
 std::map<std::string, double> run_eval_command(const std::string& command, const std::string& path);

@@ -7,6 +7,23 @@
 
 namespace mcompress::cli {
 
+namespace {
+
+// Accepts "99%" for 0.99.
+CLI::Validator percent_or_fraction() {
+  const auto convert = [](std::string& text) {
+    if (!text.ends_with('%')) return std::string();
+    double number = 0;
+    if (!CLI::detail::lexical_cast(text.substr(0, text.size() - 1), number))
+      return "'" + text + "' is no percentage";
+    text = fmt::format("{}", number / 100);
+    return std::string();
+  };
+  return {convert, "FRACTION or %", "percent"};
+}
+
+}  // namespace
+
 void add_run_options(CLI::App& app, RunOptions& options) {
   app.add_option("--report", options.report,
                  "Write a JSON report to this file; -: to stdout, and nothing else there");
@@ -48,16 +65,28 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
                  "of numbers");
 }
 
-CLI::Validator percent_or_fraction() {
-  const auto convert = [](std::string& text) {
-    if (!text.ends_with('%')) return std::string();
-    double number = 0;
-    if (!CLI::detail::lexical_cast(text.substr(0, text.size() - 1), number))
-      return "'" + text + "' is no percentage";
-    text = fmt::format("{}", number / 100);
-    return std::string();
-  };
-  return {convert, "FRACTION or %", "percent"};
+void add_gate_options(CLI::App& app, GateOptions& gates) {
+  app.add_option("--max-accuracy-drop", gates.max_accuracy_drop,
+                 "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")
+      ->transform(percent_or_fraction());
+  app.add_option("--drop", gates.drop, "Whether the drop is of points or of the accuracy before")
+      ->check(CLI::IsMember({"absolute", "relative"}));
+  app.add_option("--min-size-ratio", gates.min_size_ratio,
+                 "Gate: the output is at least this many times smaller");
+  app.add_option("--max-latency-ratio", gates.max_latency_ratio,
+                 "Gate: latency after by latency before is at most this");
+  app.add_option("--min-agreement", gates.min_agreement,
+                 "Gate: share of samples with the same class, 99% or 0.99")
+      ->transform(percent_or_fraction());
+}
+
+void check_gate_options(const GateOptions& gates, const EvalOptions& eval) {
+  if (gates.max_accuracy_drop && eval.data_path.empty() && eval.command.empty()) {
+    throw error(Exit::kUsage, "--max-accuracy-drop needs --eval-data or --eval-command");
+  }
+  if ((gates.max_latency_ratio || gates.min_agreement) && eval.data_path.empty()) {
+    throw error(Exit::kUsage, "--max-latency-ratio and --min-agreement need --eval-data");
+  }
 }
 
 std::map<std::string, double> run_eval_command(const std::string& command, const std::string& path) {

@@ -19,7 +19,7 @@ double accuracy_drop(const GateOptions& options, const Report& report) {
   };
   const double before = quality(report.before);
   const double drop = before - quality(report.after);
-  return options.relative_drop && before > 0 ? drop / before : drop;
+  return options.drop == "relative" && before > 0 ? drop / before : drop;
 }
 
 std::optional<double> latency_ratio(const Report& report) {
@@ -35,10 +35,6 @@ std::optional<double> agreement_of(const Report& report) {
 }
 
 }  // namespace
-
-bool needs_accuracy(const GateOptions& options) {
-  return options.max_accuracy_drop || options.max_latency_ratio || options.min_agreement;
-}
 
 bool check_gates(const GateOptions& options, Report& report) {
   // Differences of two shares carry a rounding error that must not fail a gate at its limit.

@@ -26,7 +26,7 @@ TEST(Gates, AnAbsoluteDropIsOfPointsAndARelativeOneOfTheAccuracyBefore) {
   EXPECT_TRUE(passes(options, 0.5, 0.49));  // exactly at the limit
   EXPECT_FALSE(passes(options, 0.5, 0.489));
   EXPECT_TRUE(passes(options, 0.5, 0.6));
-  options.relative_drop = true;
+  options.drop = "relative";
   EXPECT_FALSE(passes(options, 0.5, 0.49));  // 2 % of 0.5
   EXPECT_TRUE(passes(options, 0.5, 0.496));
 }

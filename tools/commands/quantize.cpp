@@ -26,7 +26,6 @@ struct Options {
   Selection selection;
   bool per_tensor = false, embeddings = false, dry_run = false;
   EvalOptions eval;
-  std::string drop = "absolute";
   GateOptions gates;
 };
 
@@ -108,9 +107,7 @@ void conclude(const Options& options, Report& report) {
     });
   }
   if (report.size_ratio() < 1) report.warnings.emplace_back("the output is larger than the input");
-  GateOptions gates = options.gates;
-  gates.relative_drop = options.drop == "relative";
-  if (!check_gates(gates, report)) report.exit_code = static_cast<int>(Exit::kGateFailed);
+  if (!check_gates(options.gates, report)) report.exit_code = static_cast<int>(Exit::kGateFailed);
   log_layers(report);
 }
 
@@ -260,12 +257,7 @@ void quantize_checkpoint(const Options& options, ModelFormat format, const RunOp
 void check_options(const Options& options) {
   if (options.output.empty() && !options.dry_run)
     throw error(Exit::kUsage, "quantize needs -o/--output, or --dry-run");
-  if (options.gates.max_accuracy_drop && options.eval.data_path.empty() && options.eval.command.empty()) {
-    throw error(Exit::kUsage, "--max-accuracy-drop needs --eval-data or --eval-command");
-  }
-  if ((options.gates.max_latency_ratio || options.gates.min_agreement) && options.eval.data_path.empty()) {
-    throw error(Exit::kUsage, "--max-latency-ratio and --min-agreement need --eval-data");
-  }
+  check_gate_options(options.gates, options.eval);
   if (options.dtype != "int8" && options.per_tensor)
     throw error(Exit::kUsage, "--per-tensor goes with --dtype int8 only");
   if (options.dtype != "int8" && options.runtime == "fbgemm")
@@ -312,18 +304,7 @@ Command quantize_command() {
     app.add_flag("--embeddings", options->embeddings, "Compress embeddings too");
     app.add_flag("--dry-run", options->dry_run,
                  "Print the decision for each layer and the predicted bytes, and stop");
-    app.add_option("--max-accuracy-drop", options->gates.max_accuracy_drop,
-                   "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")
-        ->transform(percent_or_fraction());
-    app.add_option("--drop", options->drop, "Whether the drop is of points or of the accuracy before")
-        ->check(CLI::IsMember({"absolute", "relative"}));
-    app.add_option("--min-size-ratio", options->gates.min_size_ratio,
-                   "Gate: the output is at least this many times smaller");
-    app.add_option("--max-latency-ratio", options->gates.max_latency_ratio,
-                   "Gate: latency after by latency before is at most this");
-    app.add_option("--min-agreement", options->gates.min_agreement,
-                   "Gate: share of samples with the same class, 99% or 0.99")
-        ->transform(percent_or_fraction());
+    add_gate_options(app, options->gates);
     add_eval_options(app, options->eval);
   };
   const auto run = [options](const RunOptions& r, Report& report) { quantize(*options, r, report); };

@@ -88,12 +88,9 @@ std::string to_table(const Report& report);
 // What a run must hold; what is empty is not checked.
 struct GateOptions {
   std::optional<double> max_accuracy_drop;  // fraction: 0.005 is half a point
-  bool relative_drop = false;               // the drop is a fraction of the accuracy before
+  std::string drop = "absolute";            // "relative": a fraction of the accuracy before
   std::optional<double> min_size_ratio, max_latency_ratio, min_agreement;
 };
-
-// True where some gate needs a measured accuracy.
-bool needs_accuracy(const GateOptions& options);
 
 // Adds the result of each gate to the report; false where one failed. Throws Error(2) where a gate
 // has nothing to judge.
