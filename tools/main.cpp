@@ -1,5 +1,8 @@
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <map>
 #include <new>
 
@@ -102,19 +105,36 @@ Arguments parse_with_config(Program& program, const std::string& command,
   }
 }
 
-void apply(const RunOptions& options) {
+// The text of a setting, empty where the command has none of that name.
+std::string text_of(const std::vector<Setting>& settings, const std::string& name) {
+  for (const Setting& setting : settings) {
+    const auto* text = std::get_if<std::string>(&setting.value);
+    if (setting.name == name && text != nullptr) return *text;
+  }
+  return "";
+}
+
+// LibTorch's warnings are for its programmers.
+struct QuietWarnings : c10::WarningHandler {
+  void process(const c10::Warning& warning) override { log_detail(warning.msg()); }
+};
+
+void prepare(const RunOptions& options, const std::vector<Setting>& settings) {
+  static QuietWarnings warnings;
+  c10::WarningUtils::set_warning_handler(&warnings);
   drop_startup_code();
   static const std::map<std::string, ProgressStyle> kStyles = {{"auto", ProgressStyle::kAuto},
                                                                {"bar", ProgressStyle::kBar},
                                                                {"lines", ProgressStyle::kLines},
                                                                {"jsonl", ProgressStyle::kJsonLines},
                                                                {"none", ProgressStyle::kNone}};
-  set_log_level(options.quiet ? -1 : options.verbose ? 1 : 0);
+  set_log(options.quiet ? -1 : options.verbose ? 1 : 0, options.log_format == "json");
   set_progress_style(options.quiet ? ProgressStyle::kNone : kStyles.at(options.progress));
   if (options.threads > 0) at::set_num_threads(options.threads);
   at::manual_seed(static_cast<uint64_t>(options.seed));
   if (!options.report.empty() && options.report != "-") {
-    check_output(options.report, OutputKind::kFile, options.force, "");
+    check_output(options.report, OutputKind::kFile, options.force,
+                 {text_of(settings, "model"), text_of(settings, "output")});
   }
 }
 
@@ -142,7 +162,7 @@ int print_version(bool json) {
 
 // Runs the parsed command; its report decides the exit code.
 int execute(const Command& command, const RunOptions& options, std::vector<Setting> settings) {
-  apply(options);
+  prepare(options, settings);
   Report report;
   report.command = command.name;
   report.settings = std::move(settings);
@@ -152,15 +172,26 @@ int execute(const Command& command, const RunOptions& options, std::vector<Setti
   for (const std::string& warning : report.warnings) log_warning(warning);
   for (const Gate& gate : report.gates) {
     if (!gate.passed)
-      fmt::print(stderr, "mcompress: gate --{} failed: {:.6g}, and the limit is {:.6g}\n", gate.name,
-                 gate.value, gate.limit);
+      log_error(fmt::format("gate --{} failed: {:.6g}, and the limit is {:.6g}", gate.name, gate.value,
+                            gate.limit));
   }
   if (options.report != "-") fmt::print("{}", to_table(report));
   write_report(report, options);
   return report.exit_code;
 }
 
+// Whether errors are wanted as JSON, told before the command line is parsed, which may be wrong.
+bool wants_json(const std::vector<std::string>& words) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--log-format=json") return true;
+    if (words[i] == "--log-format" && i + 1 < words.size()) return words[i + 1] == "json";
+  }
+  const char* variable = std::getenv("MCOMPRESS_LOG_FORMAT");
+  return variable != nullptr && std::string_view(variable) == "json";
+}
+
 int run(const std::vector<std::string>& words, bool& json_errors) {
+  json_errors = wants_json(words);
   Program program;
   const auto first =
       std::find_if(words.begin(), words.end(), [](const std::string& w) { return !w.starts_with('-'); });
@@ -178,7 +209,6 @@ int run(const std::vector<std::string>& words, bool& json_errors) {
     const Arguments arguments = parse_with_config(program, *first, words);
     for (size_t i = 0; i < program.commands.size(); ++i) {
       if (!program.app.got_subcommand(names[i])) continue;
-      json_errors = program.options[i]->log_format == "json";
       return execute(program.commands[i], *program.options[i],
                      collect_settings(program.sub(names[i]), words, arguments.from_config));
     }
@@ -194,9 +224,9 @@ int fail(Exit code, const std::string& message, bool json) {
   if (json) {
     const nlohmann::ordered_json object = {
         {"type", "error"}, {"exit", static_cast<int>(code)}, {"message", message}};
-    fmt::print(stderr, "{}\n", object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    write_stderr(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   } else {
-    fmt::print(stderr, "mcompress: error: {}\n", message);
+    write_stderr(fmt::format("mcompress: error: {}\n", message));
   }
   return static_cast<int>(code);
 }
@@ -209,14 +239,15 @@ int run_and_report(int argc, char** argv) {
   } catch (const Error& failure) {
     return fail(failure.code(), failure.what(), json_errors);
   } catch (const Interrupted& stop) {
-    fmt::print(stderr, "mcompress: stopped by signal {}\n", stop.signal);
+    write_stderr(fmt::format("mcompress: stopped by signal {}\n", stop.signal));
     return 128 + stop.signal;
   } catch (const std::bad_alloc&) {
     return fail(Exit::kOutOfMemory, "out of memory", json_errors);
   } catch (const c10::Error& failure) {
-    return fail(Exit::kInternal,
-                fmt::format("internal error: {}; please report it", failure.what_without_backtrace()),
-                json_errors);
+    const std::string text = failure.what_without_backtrace();
+    if (text.find("can't allocate memory") != std::string::npos)
+      return fail(Exit::kOutOfMemory, "out of memory", json_errors);
+    return fail(Exit::kInternal, fmt::format("internal error: {}; please report it", text), json_errors);
   } catch (const std::exception& failure) {
     return fail(Exit::kInternal, fmt::format("internal error: {}; please report it", failure.what()),
                 json_errors);
@@ -228,9 +259,14 @@ int run_and_report(int argc, char** argv) {
 }  // namespace mcompress::cli
 
 int main(int argc, char** argv) {
+  mcompress::hold_standard_streams();
   mcompress::install_interrupt_handlers();
   int code = mcompress::cli::run_and_report(argc, argv);
-  if (std::fflush(stdout) != 0) code = static_cast<int>(mcompress::Exit::kIo);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    mcompress::write_stderr(
+        fmt::format("mcompress: error: cannot write to stdout: {}\n", std::strerror(errno)));
+    code = static_cast<int>(mcompress::Exit::kIo);
+  }
   // LibTorch's global destructors take a third of the run time of --version and free nothing that lasts.
   ::_exit(code);
 }

@@ -32,9 +32,14 @@ WeightCount count_program(const torch::jit::Module& program) {
 
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
   WeightCount count;
+  std::set<std::string> scales;  // of quantized weights
+  for (const Array& array : checkpoint.arrays) {
+    if (size_of(array.dtype) == 1) scales.insert(scale_name(array.name));
+  }
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
-    if (array.name.ends_with("_scale") || (!is_floating(array.dtype) && array.dtype != DType::kI8)) continue;
+    const bool weights = is_floating(array.dtype) || array.dtype == DType::kI8;
+    if (!weights || scales.contains(array.name)) continue;
     const ElementCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
     count.parameters += pieces.elements;
     count.nonzeros += pieces.nonzeros;

@@ -1,3 +1,6 @@
+#include <charconv>
+#include <cmath>
+
 #include <nlohmann/json.hpp>
 
 #include "command.h"
@@ -9,31 +12,67 @@ namespace mcompress::cli {
 
 namespace {
 
-// Accepts "99%" for 0.99.
-CLI::Validator percent_or_fraction() {
-  const auto convert = [](std::string& text) {
-    if (!text.ends_with('%')) return std::string();
-    double number = 0;
-    if (!CLI::detail::lexical_cast(text.substr(0, text.size() - 1), number))
-      return "'" + text + "' is no percentage";
-    text = fmt::format("{}", number / 100);
-    return std::string();
+// A number with nothing behind it; NaN where `text` is none.
+double to_number(const std::string& text) {
+  double number = NAN;
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, number);
+  return result.ec == std::errc() && result.ptr == end ? number : NAN;
+}
+
+CLI::Validator whole_number(int64_t low, int64_t high, const std::string& range) {
+  const auto check = [=](std::string& text) -> std::string {
+    int64_t number = 0;
+    const char* end = text.data() + text.size();
+    const auto result = std::from_chars(text.data(), end, number);
+    const bool fits = result.ec == std::errc() && result.ptr == end && number >= low && number <= high;
+    return fits ? "" : fmt::format("'{}' is no whole number {}", text, range);
   };
-  return {convert, "FRACTION or %", "percent"};
+  return {check, "", "whole number"};
+}
+
+CLI::Validator finite_number(bool positive) {
+  const auto check = [=](std::string& text) -> std::string {
+    const double number = to_number(text);
+    if (!std::isfinite(number)) return fmt::format("'{}' is no number", text);
+    return positive && number <= 0 ? fmt::format("'{}' is not above 0", text) : "";
+  };
+  return {check, "", "number"};
+}
+
+// A fraction from 0 to 1; "99%" is 0.99.
+CLI::Validator fraction() {
+  const auto convert = [](std::string& text) -> std::string {
+    const bool percent = text.ends_with('%');
+    const double number = to_number(percent ? text.substr(0, text.size() - 1) : text) / (percent ? 100 : 1);
+    if (!(number >= 0 && number <= 1))
+      return fmt::format("'{}' is no fraction from 0 to 1, nor a percentage such as 0.5%", text);
+    text = fmt::format("{}", number);
+    return "";
+  };
+  return {convert, "FRACTION or %", "fraction"};
+}
+
+CLI::Validator not_empty() {
+  const auto check = [](std::string& text) -> std::string { return text.empty() ? "it is empty" : ""; };
+  return {check, "", "text"};
 }
 
 }  // namespace
 
 void add_run_options(CLI::App& app, RunOptions& options) {
   app.add_option("--report", options.report,
-                 "Write a JSON report to this file; -: to stdout, and nothing else there");
-  app.add_option("--config", options.config, "TOML recipe: keys are the long options of the command");
-  app.add_option("--seed", options.seed, "Seed of all random choices");
+                 "Write a JSON report to this file; -: to stdout, and nothing else there")
+      ->check(not_empty());
+  app.add_option("--config", options.config, "TOML recipe: keys are the long options of the command")
+      ->check(not_empty());
+  app.add_option("--seed", options.seed, "Seed of all random choices")
+      ->check(whole_number(INT64_MIN, INT64_MAX, "of 64 bits"));
   app.add_option("-t,--threads", options.threads, "CPU threads; 0: one a core")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0, 1024, "from 0 to 1024"));
   app.add_option("--progress", options.progress, "auto: a bar on a terminal, lines elsewhere")
       ->check(CLI::IsMember({"auto", "bar", "lines", "jsonl", "none"}));
-  app.add_option("--log-format", options.log_format, "How errors are written to stderr")
+  app.add_option("--log-format", options.log_format, "How messages are written to stderr")
       ->check(CLI::IsMember({"text", "json"}));
   app.add_flag("--force", options.force, "Replace existing outputs");
   app.add_flag("--trust-code", options.trust_code,
@@ -47,19 +86,25 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
                  "Labelled data: folder or file of an IDX pair, CIFAR-10 binary, .npz, safetensors, or "
                  "inputs.npy,labels.npy");
   app.add_option("--data-config", options.data_config,
-                 "TOML file with scale, mean, std, layout, split or limit for the data");
+                 "TOML file with scale, mean, std, layout, split or limit for the data")
+      ->check(not_empty());
   app.add_option("--split", options.data.split, "Which part of the data")
       ->check(CLI::IsMember({"test", "train"}));
   app.add_option("--scale", options.data.scale,
-                 "Factor for every value; default 1/255 for bytes, 1 otherwise");
-  app.add_option("--mean", options.data.mean, "Mean to subtract, one a channel")->delimiter(',');
-  app.add_option("--std", options.data.stddev, "Deviation to divide by, one a channel")->delimiter(',');
+                 "Factor for every value; default 1/255 for bytes, 1 otherwise")
+      ->check(finite_number(true));
+  app.add_option("--mean", options.data.mean, "Mean to subtract, one a channel")
+      ->delimiter(',')
+      ->check(finite_number(false));
+  app.add_option("--std", options.data.stddev, "Deviation to divide by, one a channel")
+      ->delimiter(',')
+      ->check(finite_number(true));
   app.add_option("--layout", options.data.layout, "How images lie in .npy and safetensors")
       ->check(CLI::IsMember({"nchw", "nhwc"}));
   app.add_option("--limit", options.data.limit, "Use the first rows only; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0, INT64_MAX, "from 0"));
   app.add_option("--batch-size", options.batch_size, "Samples in one forward pass")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, INT64_MAX, "from 1"));
   app.add_option("--eval-command", options.command,
                  "Your own program, run with {model} replaced by the model's path; it prints one JSON object "
                  "of numbers");
@@ -68,16 +113,18 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
 void add_gate_options(CLI::App& app, GateOptions& gates) {
   app.add_option("--max-accuracy-drop", gates.max_accuracy_drop,
                  "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")
-      ->transform(percent_or_fraction());
+      ->transform(fraction());
   app.add_option("--drop", gates.drop, "Whether the drop is of points or of the accuracy before")
       ->check(CLI::IsMember({"absolute", "relative"}));
   app.add_option("--min-size-ratio", gates.min_size_ratio,
-                 "Gate: the output is at least this many times smaller");
+                 "Gate: the output is at least this many times smaller")
+      ->check(finite_number(true));
   app.add_option("--max-latency-ratio", gates.max_latency_ratio,
-                 "Gate: latency after by latency before is at most this");
+                 "Gate: latency after by latency before is at most this")
+      ->check(finite_number(true));
   app.add_option("--min-agreement", gates.min_agreement,
                  "Gate: share of samples with the same class, 99% or 0.99")
-      ->transform(percent_or_fraction());
+      ->transform(fraction());
 }
 
 void check_gate_options(const GateOptions& gates, const EvalOptions& eval) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <optional>
 
 #include "mcompress/base/error.h"
 
@@ -40,19 +41,24 @@ bool is_in_environment(const CLI::Option& option) {
 }
 
 // The value of an option in the raw command line or the environment, before it is parsed.
-std::string raw_value(const CLI::App& command, const std::vector<std::string>& given,
-                      const std::string& name) {
+std::optional<std::string> raw_value(const CLI::App& command, const std::vector<std::string>& given,
+                                     const std::string& name) {
   for (size_t i = 0; i < given.size(); ++i) {
     if (given[i] == "--" + name && i + 1 < given.size()) return given[i + 1];
     if (given[i].starts_with("--" + name + "=")) return given[i].substr(name.size() + 3);
   }
   const CLI::Option* option = command.get_option_no_throw("--" + name);
-  if (option == nullptr || !is_in_environment(*option)) return "";
+  if (option == nullptr || !is_in_environment(*option)) return std::nullopt;
   return std::getenv(option->get_envname().c_str());
 }
 
 std::vector<CLI::ConfigItem> read_toml(const std::string& path) {
+  constexpr uintmax_t kMaxBytes = uintmax_t{1} << 20;
   if (!std::filesystem::exists(path)) throw error(Exit::kNoInput, "configuration '{}' does not exist", path);
+  if (!std::filesystem::is_regular_file(path))
+    throw error(Exit::kConfig, "configuration '{}' is no regular file", path);
+  if (std::filesystem::file_size(path) > kMaxBytes)
+    throw error(Exit::kConfig, "configuration '{}' has more than {} bytes", path, kMaxBytes);
   try {
     return CLI::ConfigTOML().from_file(path);
   } catch (const std::exception& failure) {
@@ -60,17 +66,38 @@ std::vector<CLI::ConfigItem> read_toml(const std::string& path) {
   }
 }
 
-void add_item(const CLI::App& command, const CLI::ConfigItem& item, const std::string& path,
+// True for a key in a table that is named as another command, which a shared recipe may hold.
+bool is_for_another_command(const CLI::App& command, const CLI::ConfigItem& item) {
+  if (item.parents.size() != 1 || item.parents[0] == command.get_name()) return false;
+  const auto commands = command.get_parent()->get_subcommands([](const CLI::App*) { return true; });
+  return std::any_of(commands.begin(), commands.end(),
+                     [&](const CLI::App* other) { return other->get_name() == item.parents[0]; });
+}
+
+// What a file of settings may hold, and which of the settings were made before it.
+struct ConfigFile {
+  std::string path;
+  std::vector<std::string> keys;  // all that the command has where empty
+  std::set<std::string> made;
+};
+
+void add_item(const CLI::App& command, const CLI::ConfigItem& item, const ConfigFile& file,
               const std::vector<std::string>& given, Arguments& arguments) {
   if (item.name == "++" || item.name == "--") return;  // table begins and ends
+  if (is_for_another_command(command, item)) return;
   const bool here =
       item.parents.empty() || (item.parents.size() == 1 && item.parents[0] == command.get_name());
-  const CLI::Option* option = here ? command.get_option_no_throw("--" + item.name) : nullptr;
+  const bool allowed =
+      file.keys.empty() || std::find(file.keys.begin(), file.keys.end(), item.name) != file.keys.end();
+  const CLI::Option* option = here && allowed ? command.get_option_no_throw("--" + item.name) : nullptr;
+  const std::string& path = file.path;
   if (option == nullptr || item.name == "config" || item.name == "help") {
+    const std::vector<std::string> known = file.keys.empty() ? option_names(command) : file.keys;
     throw error(Exit::kConfig, "'{}' has the unknown key '{}'{}", path, item.fullname(),
-                suggestion("--" + item.name, option_names(command)));
+                suggestion((file.keys.empty() ? "--" : "") + item.name, known));
   }
-  if (is_given(*option, given) || is_in_environment(*option)) return;
+  const bool made = file.made.contains(option->get_lnames().front());
+  if (made || is_given(*option, given) || is_in_environment(*option)) return;
   arguments.from_config.insert(option->get_lnames().front());
   for (const std::string& value : item.inputs) {
     if (!is_flag(*option)) {
@@ -86,7 +113,14 @@ void add_item(const CLI::App& command, const CLI::ConfigItem& item, const std::s
 // An option's text as the type that its help announces.
 Setting::Value typed(const CLI::Option& option, const std::vector<std::string>& texts) {
   if (is_flag(option)) return !texts.empty() && texts.back() != "false";
-  if (option.get_items_expected_max() > 1) return texts;
+  if (option.get_items_expected_max() > 1) {
+    std::vector<double> numbers(texts.size());
+    for (size_t i = 0; i < texts.size(); ++i) {
+      if (!option.get_type_name().starts_with("FLOAT") || !CLI::detail::lexical_cast(texts[i], numbers[i]))
+        return texts;
+    }
+    return numbers;
+  }
   if (texts.empty()) return {};
   const std::string text = texts.back();
   const std::string type = option.get_type_name();
@@ -124,11 +158,14 @@ void name_variables(CLI::App& command) {
 
 Arguments add_config(const CLI::App& command, const std::vector<std::string>& given) {
   Arguments arguments{given, {}};
-  for (const char* name : {"config", "data-config"}) {
-    const std::string path = raw_value(command, given, name);
-    if (path.empty()) continue;
-    for (const CLI::ConfigItem& item : read_toml(path)) add_item(command, item, path, given, arguments);
-  }
+  const auto add_file = [&](const std::string& path, std::vector<std::string> keys) {
+    const ConfigFile file{path, std::move(keys), arguments.from_config};
+    for (const CLI::ConfigItem& item : read_toml(path)) add_item(command, item, file, given, arguments);
+  };
+  if (const auto recipe = raw_value(command, given, "config")) add_file(*recipe, {});
+  // The recipe may name the data's own settings, and wins over them.
+  if (const auto data = raw_value(command, arguments.all, "data-config"))
+    add_file(*data, {"scale", "mean", "std", "layout", "split", "limit"});
   return arguments;
 }
 

@@ -19,9 +19,10 @@ struct Arguments {
 // Gives each option of `command` its variable: --eval-data has MCOMPRESS_EVAL_DATA.
 void name_variables(CLI::App& command);
 
-// Adds the keys of the TOML files that --config and --data-config name. Keys stand at the top or
-// in a table named as the command. Throws Error: 66 missing file; 78 unknown key, with the nearest
-// known one, or a file that is no TOML.
+// Adds the keys of the TOML files that --config and --data-config name; of a key in both, the recipe's
+// value holds. Keys stand at the top or in a table named as the command; tables of other commands are
+// passed over. Throws Error: 66 missing file; 78 unknown key, with the nearest known one, or a file
+// that is no TOML.
 Arguments add_config(const CLI::App& command, const std::vector<std::string>& given);
 
 // Every option of the parsed command with its typed value and where it came from.

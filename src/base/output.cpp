@@ -46,7 +46,41 @@ Error already_exists(const std::string& path) {
 // The parent of an output that cannot be made is no missing input: 66 becomes 73.
 Error cannot_create(const std::string& path, int error_number) {
   const Error cause = system_error(fmt::format("cannot create '{}'", path), error_number);
-  return cause.code() == Exit::kNoInput ? Error(Exit::kCannotCreate, cause.what()) : cause;
+  const bool name = cause.code() == Exit::kNoInput || error_number == ENAMETOOLONG || error_number == ELOOP;
+  return name ? Error(Exit::kCannotCreate, cause.what()) : cause;
+}
+
+// Whether two paths name one file, also where it does not exist yet.
+bool same_path(const std::string& a, const std::string& b) {
+  std::error_code ignored;
+  if (fs::equivalent(a, b, ignored)) return true;
+  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+}
+
+bool is_inside(const std::string& path, const std::string& folder) {
+  std::error_code ignored;
+  const fs::path relative =
+      fs::weakly_canonical(path, ignored).lexically_relative(fs::weakly_canonical(folder, ignored));
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+void check_existing(const std::string& target, OutputKind kind, bool force) {
+  const fs::file_status status = fs::status(target);
+  const bool folder = fs::is_directory(status);
+  if (kind == OutputKind::kFile && folder)
+    throw error(Exit::kCannotCreate, "output '{}' is a folder; name a file", target);
+  if (kind == OutputKind::kFolder && !folder)
+    throw error(Exit::kCannotCreate, "output '{}' is a file; name a folder", target);
+  if (!folder && !fs::is_regular_file(status))
+    throw error(Exit::kCannotCreate, "output '{}' is no regular file; name another", target);
+  if (!force) throw already_exists(target);
+  if (folder && !fs::is_empty(target) && !fs::exists(fs::path(target) / "config.json")) {
+    throw error(
+        Exit::kCannotCreate,
+        "output '{}' is a folder without a config.json, so it holds no model and --force leaves it alone; "
+        "name another",
+        target);
+  }
 }
 
 // Takes the lock that marks a temporary as being written; false where another run holds it.
@@ -75,23 +109,20 @@ void rename_to_new(const std::string& from, const std::string& to) {
 
 }  // namespace
 
-void check_output(const std::string& path, OutputKind kind, bool force, const std::string& input,
-                  uint64_t size_bytes) {
+void check_output(const std::string& path, OutputKind kind, bool force,
+                  const std::vector<std::string>& other_paths, uint64_t size_bytes) {
   const std::string target = without_trailing_slash(path);
   std::error_code ignored;
-  const fs::file_status status = fs::status(target, ignored);
-  if (fs::exists(status)) {
-    if (!input.empty() && fs::equivalent(target, input, ignored)) {
-      throw error(Exit::kCannotCreate, "output '{}' is the input; choose another name", target);
-    }
-    if (kind == OutputKind::kFile && fs::is_directory(status)) {
-      throw error(Exit::kCannotCreate, "output '{}' is a folder; name a file", target);
-    }
-    if (kind == OutputKind::kFolder && !fs::is_directory(status)) {
-      throw error(Exit::kCannotCreate, "output '{}' is a file; name a folder", target);
-    }
-    if (!force) throw already_exists(target);
+  for (const std::string& other : other_paths) {
+    if (other.empty() || other == "-") continue;
+    if (same_path(target, other))
+      throw error(Exit::kCannotCreate,
+                  "output '{}' is the input or another output of this run; choose another name", target);
+    if (kind == OutputKind::kFolder && is_inside(other, target))
+      throw error(Exit::kCannotCreate, "output '{}' is a folder around '{}'; choose another name", target,
+                  other);
   }
+  if (fs::exists(fs::status(target, ignored))) check_existing(target, kind, force);
   const std::string folder = folder_of(target);
   if (!fs::is_directory(folder, ignored)) {
     throw error(Exit::kCannotCreate, "folder '{}' of output '{}' does not exist; make it first", folder,

@@ -1,6 +1,7 @@
 #include "mcompress/base/process.h"
 
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <csignal>
 #include <fstream>
@@ -41,7 +42,14 @@ pid_t spawn_shell(const std::string& command, int output) {
   return child;
 }
 
-// Everything the child writes until it closes its end; kills the child's group when interrupted.
+bool has_ended(pid_t child) {
+  siginfo_t info{};
+  return ::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid == child;
+}
+
+// Everything the child writes until it ends or closes its end, though a process that it left behind
+// may still hold the other; kills the child's group when interrupted.
 std::string read_all(int input, pid_t child) {
   std::string text;
   std::array<char, 4096> buffer{};
@@ -51,7 +59,10 @@ std::string read_all(int input, pid_t child) {
       struct pollfd waiting {
         input, POLLIN, 0
       };
-      if (::poll(&waiting, 1, 200) <= 0) continue;
+      const bool ended = has_ended(child);
+      const int ready = ::poll(&waiting, 1, ended ? 0 : 50);
+      if (ended && (ready == 0 || text.size() >= kMaxOutput)) return text;
+      if (ready <= 0) continue;
       const ssize_t count = ::read(input, buffer.data(), buffer.size());
       if (count < 0 && errno == EINTR) continue;
       if (count <= 0) return text;
@@ -73,12 +84,18 @@ int drop_code(dl_phdr_info* library, size_t /*size*/, void* /*data*/) {
     if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) continue;
     const uintptr_t begin = (library->dlpi_addr + segment.p_vaddr) / page * page;
     const uintptr_t end = library->dlpi_addr + segment.p_vaddr + segment.p_memsz;
-    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    ::madvise(std::bit_cast<void*>(begin), end - begin, MADV_DONTNEED);
   }
   return 0;
 }
 
 }  // namespace
+
+void hold_standard_streams() {
+  for (int descriptor = 0; descriptor <= 2; ++descriptor) {
+    if (::fcntl(descriptor, F_GETFD) < 0) ::open("/dev/null", O_RDONLY);
+  }
+}
 
 void drop_startup_code() { ::dl_iterate_phdr(drop_code, nullptr); }
 

@@ -1,11 +1,10 @@
 #include "mcompress/base/progress.h"
 
-#include <cstdio>
-
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include "mcompress/base/interrupt.h"
+#include "mcompress/base/text.h"
 
 namespace mcompress {
 
@@ -31,9 +30,9 @@ Progress::Progress(std::string phase, int64_t total)
     : phase_(std::move(phase)), total_(total), start_(Clock::now()), last_shown_(start_) {}
 
 Progress::~Progress() {
-  if (active_style == ProgressStyle::kBar) fmt::print(stderr, "\r\x1b[K");
+  if (active_style == ProgressStyle::kBar) write_stderr("\r\x1b[K");
   if (active_style == ProgressStyle::kLines) {
-    fmt::print(stderr, "{}: {} of {} in {:.1f} s\n", phase_, done_, total_, elapsed_seconds());
+    write_stderr(fmt::format("{}: {} of {} in {:.1f} s\n", phase_, done_, total_, elapsed_seconds()));
   }
 }
 
@@ -48,14 +47,14 @@ void Progress::step(int64_t count) {
   done_ += count;
   if (done_ <= 0) return;
   if (active_style == ProgressStyle::kJsonLines) {
-    fmt::print(stderr,
-               "{{\"type\":\"progress\",\"phase\":\"{}\",\"done\":{},\"total\":{},\"eta_seconds\":{:.1f}}}\n",
-               phase_, done_, total_, seconds_left());
+    write_stderr(fmt::format(
+        "{{\"type\":\"progress\",\"phase\":\"{}\",\"done\":{},\"total\":{},\"eta_seconds\":{:.1f}}}\n",
+        phase_, done_, total_, seconds_left()));
   }
   const bool due = seconds_between(last_shown_, Clock::now()) > 0.1;
   if (active_style == ProgressStyle::kBar && due) {
     last_shown_ = Clock::now();
-    fmt::print(stderr, "\r\x1b[K{}: {} of {}, {:.0f} s left", phase_, done_, total_, seconds_left());
+    write_stderr(fmt::format("\r\x1b[K{}: {} of {}, {:.0f} s left", phase_, done_, total_, seconds_left()));
   }
 }
 

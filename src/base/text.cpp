@@ -1,5 +1,7 @@
 #include "mcompress/base/text.h"
 
+#include <cstdio>
+
 #include <fmt/format.h>
 
 namespace mcompress {
@@ -19,5 +21,7 @@ std::string printable(std::string_view text, Printable kind) {
   }
   return result;
 }
+
+void write_stderr(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
 }  // namespace mcompress

@@ -1,59 +1,51 @@
 #include "mcompress/formats/array.h"
 
+#include <array>
+
 namespace mcompress {
 
-uint64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kBool:
-    case DType::kU8:
-    case DType::kI8:
-    case DType::kF8E4M3:
-    case DType::kF8E5M2: return 1;
-    case DType::kI16:
-    case DType::kU16:
-    case DType::kF16:
-    case DType::kBF16: return 2;
-    case DType::kI32:
-    case DType::kU32:
-    case DType::kF32: return 4;
-    case DType::kI64:
-    case DType::kU64:
-    case DType::kF64: return 8;
-  }
-  return 0;
-}
+namespace {
 
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::kBool: return "BOOL";
-    case DType::kU8: return "U8";
-    case DType::kI8: return "I8";
-    case DType::kI16: return "I16";
-    case DType::kU16: return "U16";
-    case DType::kF16: return "F16";
-    case DType::kBF16: return "BF16";
-    case DType::kI32: return "I32";
-    case DType::kU32: return "U32";
-    case DType::kF32: return "F32";
-    case DType::kI64: return "I64";
-    case DType::kU64: return "U64";
-    case DType::kF64: return "F64";
-    case DType::kF8E4M3: return "F8_E4M3";
-    case DType::kF8E5M2: return "F8_E5M2";
-  }
-  return "?";
-}
+struct Info {
+  DType dtype;
+  const char* name;
+  uint64_t size_bytes;
+  bool floating;
+};
 
-bool is_floating(DType dtype) {
-  switch (dtype) {
-    case DType::kF16:
-    case DType::kBF16:
-    case DType::kF32:
-    case DType::kF64:
-    case DType::kF8E4M3:
-    case DType::kF8E5M2: return true;
-    default: return false;
+// In the order of DType.
+constexpr std::array<Info, 18> kInfos = {{{DType::kBool, "BOOL", 1, false},
+                                          {DType::kU8, "U8", 1, false},
+                                          {DType::kI8, "I8", 1, false},
+                                          {DType::kI16, "I16", 2, false},
+                                          {DType::kU16, "U16", 2, false},
+                                          {DType::kF16, "F16", 2, true},
+                                          {DType::kBF16, "BF16", 2, true},
+                                          {DType::kI32, "I32", 4, false},
+                                          {DType::kU32, "U32", 4, false},
+                                          {DType::kF32, "F32", 4, true},
+                                          {DType::kI64, "I64", 8, false},
+                                          {DType::kU64, "U64", 8, false},
+                                          {DType::kF64, "F64", 8, true},
+                                          {DType::kF8E4M3, "F8_E4M3", 1, true},
+                                          {DType::kF8E5M2, "F8_E5M2", 1, true},
+                                          {DType::kF8E8M0, "F8_E8M0", 1, true},
+                                          {DType::kC64, "C64", 8, false},
+                                          {DType::kC128, "C128", 16, false}}};
+
+const Info& info_of(DType dtype) { return kInfos[static_cast<size_t>(dtype)]; }
+
+}  // namespace
+
+uint64_t size_of(DType dtype) { return info_of(dtype).size_bytes; }
+const char* name_of(DType dtype) { return info_of(dtype).name; }
+bool is_floating(DType dtype) { return info_of(dtype).floating; }
+
+std::optional<DType> dtype_named(std::string_view name) {
+  for (const Info& info : kInfos) {
+    if (name == info.name) return info.dtype;
   }
+  return std::nullopt;
 }
 
 }  // namespace mcompress

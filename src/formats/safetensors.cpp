@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -25,12 +24,13 @@ uint64_t header_size(Bytes bytes) {
   return size;
 }
 
-std::optional<DType> dtype_named(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(DType::kF8E5M2); ++i) {
-    const auto dtype = static_cast<DType>(i);
-    if (name == name_of(dtype)) return dtype;
+bool is_utf8(const std::string& text) {
+  try {
+    json(text).dump();
+    return true;
+  } catch (const json::type_error&) {
+    return false;
   }
-  return std::nullopt;
 }
 
 // A list of non-negative integers that fit int64.
@@ -153,6 +153,11 @@ SafetensorsWriter::SafetensorsWriter(std::vector<Entry> entries,
   metadata["format"] = "pt";  // older readers refuse a file without it
   header["__metadata__"] = metadata;
   for (const Entry& entry : entries) {
+    if (!is_utf8(entry.name))
+      throw bad_data("tensor '{}' has a name that is not UTF-8, which safetensors needs; rename it",
+                     entry.name);
+    if (entry.dtype == DType::kC128)
+      throw bad_data("tensor '{}' is complex128, which safetensors does not hold", entry.name);
     const uint64_t size = count_elements(entry.shape).value() * size_of(entry.dtype);
     header[entry.name] = {{"dtype", name_of(entry.dtype)},
                           {"shape", entry.shape},

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
@@ -22,14 +23,39 @@ constexpr std::array kWrappers = {"state_dict"sv, "model_state_dict"sv, "model"s
 
 std::optional<DType> dtype_of_storage(std::string_view global) {
   static const std::map<std::string_view, DType> kStorages = {
-      {"torch.FloatStorage", DType::kF32}, {"torch.DoubleStorage", DType::kF64},
-      {"torch.HalfStorage", DType::kF16},  {"torch.BFloat16Storage", DType::kBF16},
-      {"torch.LongStorage", DType::kI64},  {"torch.IntStorage", DType::kI32},
-      {"torch.ShortStorage", DType::kI16}, {"torch.CharStorage", DType::kI8},
-      {"torch.ByteStorage", DType::kU8},   {"torch.BoolStorage", DType::kBool}};
+      {"torch.FloatStorage", DType::kF32},
+      {"torch.DoubleStorage", DType::kF64},
+      {"torch.HalfStorage", DType::kF16},
+      {"torch.BFloat16Storage", DType::kBF16},
+      {"torch.LongStorage", DType::kI64},
+      {"torch.IntStorage", DType::kI32},
+      {"torch.ShortStorage", DType::kI16},
+      {"torch.CharStorage", DType::kI8},
+      {"torch.ByteStorage", DType::kU8},
+      {"torch.BoolStorage", DType::kBool},
+      {"torch.UInt16Storage", DType::kU16},
+      {"torch.UInt32Storage", DType::kU32},
+      {"torch.UInt64Storage", DType::kU64},
+      {"torch.ComplexFloatStorage", DType::kC64},
+      {"torch.ComplexDoubleStorage", DType::kC128},
+      {"torch.Float8_e4m3fnStorage", DType::kF8E4M3},
+      {"torch.Float8_e5m2Storage", DType::kF8E5M2},
+      {"torch.Float8_e8m0fnuStorage", DType::kF8E8M0}};
   const auto found = kStorages.find(global);
   return found == kStorages.end() ? std::nullopt : std::optional(found->second);
 }
+
+// The types that torch.save names by themselves, over storages of plain bytes.
+std::optional<DType> dtype_of_global(std::string_view global) {
+  static const std::map<std::string_view, DType> kTypes = {
+      {"torch.uint16", DType::kU16},         {"torch.uint32", DType::kU32},
+      {"torch.uint64", DType::kU64},         {"torch.float8_e4m3fn", DType::kF8E4M3},
+      {"torch.float8_e5m2", DType::kF8E5M2}, {"torch.float8_e8m0fnu", DType::kF8E8M0}};
+  const auto found = kTypes.find(global);
+  return found == kTypes.end() ? std::nullopt : std::optional(found->second);
+}
+
+constexpr std::string_view kUntyped = "torch.storage.UntypedStorage";
 
 bool is_call_of(const PickleValue& value, std::string_view global) {
   return value.kind == Kind::kCall && value.callee->text == global;
@@ -109,6 +135,8 @@ class Collector {
 
   void collect(const PickleValue& dict, const std::string& prefix) {
     for (const auto& [key, value] : dict.entries) {
+      // A dict that holds another twice doubles the names at each level.
+      if (++visited_ > kMaxEntries) throw bad_data("'{}' has more than {} entries", path_, kMaxEntries);
       if (key->kind != Kind::kText && key->kind != Kind::kInt) continue;
       const std::string name =
           prefix + (key->kind == Kind::kText ? std::string(key->text) : std::to_string(key->integer));
@@ -127,8 +155,10 @@ class Collector {
   StateDict result;
 
  private:
+  static constexpr size_t kMaxEntries = 200'000;
   const FindStorage& find_;
   const std::string& path_;
+  size_t visited_ = 0;
 };
 
 bool holds_tensor(const PickleValue& dict, const std::string& what) {
@@ -229,13 +259,16 @@ std::map<std::string, Bytes> read_legacy_storages(Bytes rest, const Pickle& keys
 }
 
 // The dtype of every storage that a persistent id below `value` names.
-void collect_storage_dtypes(const PickleValue& value, std::map<std::string, DType>& dtypes) {
+void collect_storage_dtypes(const PickleValue& value, std::map<std::string, DType>& dtypes,
+                            std::set<const PickleValue*>& seen) {
   if (value.kind == Kind::kStorage && value.items.size() >= 3 && value.items[1]->kind == Kind::kGlobal) {
-    if (const auto dtype = dtype_of_storage(value.items[1]->text))
+    const bool untyped = value.items[1]->text == kUntyped;
+    if (const auto dtype = untyped ? std::optional(DType::kU8) : dtype_of_storage(value.items[1]->text))
       dtypes[std::string(value.items[2]->text)] = *dtype;
   }
-  for (const PickleValue* item : value.items) collect_storage_dtypes(*item, dtypes);
-  for (const auto& [key, item] : value.entries) collect_storage_dtypes(*item, dtypes);
+  if (!seen.insert(&value).second) return;
+  for (const PickleValue* item : value.items) collect_storage_dtypes(*item, dtypes, seen);
+  for (const auto& [key, item] : value.entries) collect_storage_dtypes(*item, dtypes, seen);
 }
 
 }  // namespace
@@ -244,6 +277,8 @@ bool is_state_dict_global(std::string_view global) {
   static constexpr std::array kAllowed = {"collections.OrderedDict"sv,
                                           "torch._utils._rebuild_tensor_v2"sv,
                                           "torch._utils._rebuild_tensor"sv,
+                                          "torch._utils._rebuild_tensor_v3"sv,
+                                          kUntyped,
                                           "torch._utils._rebuild_parameter"sv,
                                           "torch._tensor._rebuild_from_type_v2"sv,
                                           "torch.Tensor"sv,
@@ -257,15 +292,17 @@ bool is_state_dict_global(std::string_view global) {
                                           "_codecs.encode"sv,
                                           "argparse.Namespace"sv};
   return std::find(kAllowed.begin(), kAllowed.end(), global) != kAllowed.end() ||
-         dtype_of_storage(global).has_value();
+         dtype_of_storage(global).has_value() || dtype_of_global(global).has_value();
 }
 
 bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::string& what) {
   if (is_call_of(value, "torch._utils._rebuild_parameter")) {
     return !value.items.empty() && read_tensor_place(*value.items[0], place, what);
   }
-  // PyTorch before 0.4 wrote _rebuild_tensor, whose first four arguments are the same.
-  if (!is_call_of(value, "torch._utils._rebuild_tensor_v2") &&
+  // PyTorch before 0.4 wrote _rebuild_tensor, whose first four arguments are the same. The third kind
+  // names the type as its seventh argument, and its storage counts bytes.
+  const bool typed_apart = is_call_of(value, "torch._utils._rebuild_tensor_v3");
+  if (!typed_apart && !is_call_of(value, "torch._utils._rebuild_tensor_v2") &&
       !is_call_of(value, "torch._utils._rebuild_tensor")) {
     return false;
   }
@@ -279,14 +316,19 @@ bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::
                           id[1]->kind == Kind::kGlobal && id[2]->kind == Kind::kText &&
                           id[4]->kind == Kind::kInt;
   if (!identified || id[4]->integer < 0) throw bad_data("{} has a storage that is described wrongly", what);
-  const auto dtype = dtype_of_storage(id[1]->text);
-  if (!dtype) throw bad_data("{} has the unknown storage type {}", what, id[1]->text);
+  constexpr size_t kTypeAt = 6;
+  if (typed_apart && (arguments.size() <= kTypeAt || arguments[kTypeAt]->kind != Kind::kGlobal))
+    throw bad_data("{} is described wrongly", what);
+  const std::string_view type = typed_apart ? arguments[kTypeAt]->text : id[1]->text;
+  const auto dtype = typed_apart ? dtype_of_global(type) : dtype_of_storage(type);
+  if (!dtype) throw bad_data("{} has the type {}, which is not read", what, type);
+  const auto storage_size = static_cast<uint64_t>(id[4]->integer);
   place = {*dtype,
            read_integers(*arguments[2], what),
            read_integers(*arguments[3], what),
            std::string(id[2]->text),
            static_cast<uint64_t>(arguments[1]->integer),
-           static_cast<uint64_t>(id[4]->integer)};
+           typed_apart ? storage_size / size_of(*dtype) : storage_size};
   if (place.shape.size() != place.strides.size())
     throw bad_data("{} has a shape and strides of different length", what);
   check_extent(place, what);
@@ -336,7 +378,8 @@ StateDict read_legacy_state_dict(Bytes bytes, const std::string& path) {
   const Pickle keys = read_pickle(bytes.subspan(at), path);
   at += keys.size_bytes();
   std::map<std::string, DType> dtypes;
-  collect_storage_dtypes(object.root(), dtypes);
+  std::set<const PickleValue*> seen;
+  collect_storage_dtypes(object.root(), dtypes, seen);
   const auto storages = read_legacy_storages(bytes.subspan(at), keys, dtypes, path);
   const FindStorage find = [&](const std::string& key, const std::string& what) {
     const auto found = storages.find(key);

@@ -38,7 +38,9 @@ bool is_torchscript_global(std::string_view global) {
          std::find(kAllowed.begin(), kAllowed.end(), global) != kAllowed.end();
 }
 
-// Reads the words and signs of TorchScript source, without its strings and comments.
+// Reads the words and signs of TorchScript source, without its strings and comments. LibTorch's writer
+// names operators only as torch.NAME or ops.SPACE.NAME and quotes strings in one line; what differs
+// could hide an operator's name and is refused.
 class SourceScanner {
  public:
   SourceScanner(std::string_view text, std::string what, bool trust_code)
@@ -47,11 +49,13 @@ class SourceScanner {
   void scan() {
     while (at_ < text_.size()) {
       const char c = text_[at_];
+      if (expects_dot_ && c != '.') refuse_hidden();
+      expects_dot_ = false;
       if (c == '#') {
         skip_until('\n');
       } else if (c == '"' || c == '\'') {
         skip_string(c);
-        last_word_ = {};
+        chain_.clear();
       } else if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
         on_word(take_word());
       } else {
@@ -71,9 +75,20 @@ class SourceScanner {
 
   void skip_string(char quote) {
     for (++at_; at_ < text_.size() && text_[at_] != quote; ++at_) {
+      if (text_[at_] == '\n' && !trust_code_) refuse_hidden();
       if (text_[at_] == '\\') ++at_;
     }
     ++at_;
+    // Three quotes in a row begin a string of many lines.
+    if (at_ < text_.size() && text_[at_] == quote && !trust_code_) refuse_hidden();
+  }
+
+  [[noreturn]] void refuse_hidden() const {
+    const auto line = 1 + std::count(text_.begin(), text_.begin() + static_cast<ptrdiff_t>(at_), '\n');
+    throw bad_data(
+        "{} is written in a way that can hide what it calls (line {}); if you trust the model, pass "
+        "--trust-code",
+        what_, line);
   }
 
   std::string_view take_word() {
@@ -86,14 +101,34 @@ class SourceScanner {
 
   void on_word(std::string_view word) {
     count_term();
-    const bool saves = word == "save" && after_dot_ && (last_word_ == "torch" || last_word_ == "aten");
-    const bool reaches_files = saves || word == "from_file" || word == "load_tensor";
-    if (reaches_files && !trust_code_) {
+    if (!after_dot_) chain_.clear();
+    if (!trust_code_) check_word(word);
+    chain_ += chain_.empty() ? "" : ".";
+    chain_ += word;
+    after_dot_ = false;
+  }
+
+  void check_word(std::string_view word) {
+    static constexpr std::array kSpaces = {
+        "aten"sv,       "prim"sv,   "prims"sv,   "quantized"sv, "mkldnn"sv, "onednn"sv, "mkldnn_prepacked"sv,
+        "_quantized"sv, "sparse"sv, "xnnpack"sv, "prepacked"sv};
+    static constexpr std::array kClasses = {"quantized"sv, "sparse"sv, "rnn"sv, "xnnpack"sv, "mkldnn"sv};
+    const bool saves = word == "save" && (chain_ == "torch" || chain_ == "ops.aten");
+    if (saves || word == "from_file" || word == "load_tensor") {
       throw bad_data("{} calls '{}', which reads or writes files; if you trust the model, pass --trust-code",
                      what_, word);
     }
-    last_word_ = word;
-    after_dot_ = false;
+    const auto allowed = [&](const auto& names) {
+      return std::find(names.begin(), names.end(), word) != names.end();
+    };
+    if ((chain_ == "ops" && !allowed(kSpaces)) ||
+        (chain_ == "__torch__.torch.classes" && !allowed(kClasses))) {
+      throw bad_data(
+          "{} uses '{}.{}', which is no part of computing; if you trust the model, pass --trust-code", what_,
+          chain_, word);
+    }
+    // A name space that is not followed by a dot would be a value under another name.
+    expects_dot_ = chain_.empty() ? word == "torch" || word == "ops" : chain_ == "ops";
   }
 
   void on_sign(char c) {
@@ -101,6 +136,8 @@ class SourceScanner {
     if (c == '\n' && nesting_.empty()) terms_ = 0;
     if (std::isspace(static_cast<unsigned char>(c)) != 0 || c == '\\') return;
     after_dot_ = c == '.';
+    if (!after_dot_) chain_.clear();
+    if (after_dot_ && chain_.empty()) chain_ = ")";  // an attribute of a value
     if (c == '(' || c == '[' || c == '{') {
       count_term();
       nesting_.push_back(terms_);
@@ -130,8 +167,8 @@ class SourceScanner {
   std::string what_;
   bool trust_code_;
   size_t at_ = 0;
-  std::string_view last_word_;
-  bool after_dot_ = false;
+  std::string chain_;  // the words before this one, joined by dots
+  bool after_dot_ = false, expects_dot_ = false;
   size_t terms_ = 0;             // of the expressions that are open
   std::vector<size_t> nesting_;  // terms outside each open bracket
 };

@@ -53,8 +53,13 @@ uint32_t field32(uint64_t value, bool zip64) { return zip64 ? UINT32_MAX : stati
 
 }  // namespace
 
+void ZipWriter::write(Bytes bytes) {
+  sink_(bytes);
+  size_bytes_ += bytes.size();
+}
+
 void ZipWriter::add(const std::string& name, Bytes content, bool deflate) {
-  Record record{name, crc_of(content), kStored, content.size(), content.size(), file_.size()};
+  Record record{name, crc_of(content), kStored, content.size(), content.size(), size_bytes_};
   std::string packed;
   if (deflate) packed = deflate_bytes(content);
   if (deflate && packed.size() < content.size()) {
@@ -64,7 +69,7 @@ void ZipWriter::add(const std::string& name, Bytes content, bool deflate) {
   }
   const bool large = needs_zip64(record.size, record.offset);
   const uint64_t fixed = record.name.size() + (large ? kZip64LocalExtra : 0) + kPaddingHeader;
-  const uint64_t unpadded = file_.size() + kLocalSize + fixed;
+  const uint64_t unpadded = size_bytes_ + kLocalSize + fixed;
   const uint64_t padding = (kAlignment - unpadded % kAlignment) % kAlignment;
   Fields header;
   header.add(kLocalSignature)
@@ -80,13 +85,13 @@ void ZipWriter::add(const std::string& name, Bytes content, bool deflate) {
       .add_text(name);
   if (large) header.add(kZip64Extra).add<uint16_t>(16).add(record.size).add(record.packed);
   header.add(kPaddingExtra).add(static_cast<uint16_t>(padding)).add_text(std::string(padding, 'Z'));
-  file_.write(header.bytes());
-  file_.write(content);
+  write(header.bytes());
+  write(content);
   records_.push_back(record);
 }
 
 void ZipWriter::finish() {
-  const uint64_t directory = file_.size();
+  const uint64_t directory = size_bytes_;
   for (const Record& record : records_) {
     const bool large = needs_zip64(record.size, record.offset);
     Fields entry;
@@ -109,9 +114,9 @@ void ZipWriter::finish() {
         .add_text(record.name);
     if (large)
       entry.add(kZip64Extra).add<uint16_t>(24).add(record.size).add(record.packed).add(record.offset);
-    file_.write(entry.bytes());
+    write(entry.bytes());
   }
-  const uint64_t end64 = file_.size();
+  const uint64_t end64 = size_bytes_;
   const uint64_t size = end64 - directory;
   const auto count = static_cast<uint64_t>(records_.size());
   const bool large = count >= UINT16_MAX || needs_zip64(size, directory);
@@ -141,11 +146,7 @@ void ZipWriter::finish() {
       .add(field32(size, large))
       .add(field32(directory, large))
       .add<uint16_t>(0);
-  file_.write(end.bytes());
-}
-
-uint64_t ZipWriter::overhead_bytes(const std::string& name) {
-  return kLocalSize + kCentralSize + 2 * name.size() + kPaddingHeader + kAlignment / 2;
+  write(end.bytes());
 }
 
 }  // namespace mcompress

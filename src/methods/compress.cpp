@@ -22,8 +22,13 @@ void check_finite(const Layer& layer) {
 }
 
 void check_range(const Layer& layer, const CompressedWeight& weight) {
-  const auto* dense = std::get_if<Dense>(&weight);
-  if (dense == nullptr || count_elements_of(dense->values).non_finite == 0) return;
+  if (const auto* int8 = std::get_if<Int8Channel>(&weight)) {
+    constexpr float kMaxScale = 1e30F;  // sums of codes times this still fit float32
+    if (int8->scale.max().item<float>() <= kMaxScale) return;
+    throw bad_data("weight of layer '{}' has values beyond 1e32, whose sums overflow; use --ignore '^{}$'",
+                   layer.name, layer.name);
+  }
+  if (count_elements_of(std::get<Dense>(weight).values).non_finite == 0) return;
   throw bad_data(
       "weight of layer '{}' has values beyond the range of float16; use --dtype bfloat16 or --ignore '^{}$'",
       layer.name, layer.name);
@@ -33,12 +38,12 @@ void check_range(const Layer& layer, const CompressedWeight& weight) {
 
 CompressedLayers compress_layers(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
                                  const Core& core) {
-  std::set<const void*> multiplied;
+  std::set<WeightIdentity> multiplied;
   for (size_t i = 0; i < plan.size(); ++i) {
     if (layers[i].kind != LayerKind::kEmbedding) multiplied.insert(plan[i].identity);
   }
   CompressedLayers result;
-  std::map<const void*, CompressedWeight> by_weight;
+  std::map<WeightIdentity, CompressedWeight> by_weight;
   Progress progress("compress", static_cast<int64_t>(plan.size()));
   for (size_t i = 0; i < plan.size(); ++i) {
     progress.step();

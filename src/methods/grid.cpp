@@ -14,7 +14,7 @@ namespace mcompress {
 namespace {
 
 constexpr float kMaxCode = 127.0F;
-constexpr float kMaxPair = 127.5F;  // two roundings add at most 1 to the pair
+constexpr float kMaxHalfPair = 63.75F;  // of 127.5: two roundings add at most 1 to the pair
 
 // The compiler vectorizes the maximum of integers, and for |float| the bits have the same order.
 int32_t magnitude_bits(float value) { return std::bit_cast<int32_t>(std::fabs(value)); }
@@ -26,9 +26,10 @@ float row_scale(const float* row, int64_t columns, Int8Grid grid) {
   const float scale = std::bit_cast<float>(largest) / kMaxCode;
   if (grid == Int8Grid::kRow) return scale;
   for (int64_t i = 0; i + 1 < columns; i += 2) {
-    largest_pair = std::max(largest_pair, magnitude_bits(std::fabs(row[i]) + std::fabs(row[i + 1])));
+    const float half_pair = 0.5F * std::fabs(row[i]) + 0.5F * std::fabs(row[i + 1]);  // cannot overflow
+    largest_pair = std::max(largest_pair, std::bit_cast<int32_t>(half_pair));
   }
-  return std::max(scale, std::bit_cast<float>(largest_pair) / kMaxPair);
+  return std::max(scale, std::bit_cast<float>(largest_pair) / kMaxHalfPair);
 }
 
 void round_row(const float* row, int64_t columns, float scale, int8_t* codes) {

@@ -29,7 +29,7 @@ std::vector<Pattern> read_patterns(const std::vector<std::string>& expressions,
 }
 
 void keep_shared_weights_together(std::vector<Decision>& plan) {
-  std::map<const void*, std::string> kept;
+  std::map<WeightIdentity, std::string> kept;
   for (const Decision& decision : plan) {
     if (!decision.reason.empty()) kept.emplace(decision.identity, decision.name);
   }
@@ -56,7 +56,9 @@ std::string summarize_reasons(const std::vector<Decision>& plan) {
     const std::string more = names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "";
     text += fmt::format("{}'{}'{}: {}", text.empty() ? "" : "; ", names.front(), more, reason);
   }
-  return text.empty() ? "it has no linear, convolution or embedding layer" : text;
+  return text.empty() ? "it has no linear, convolution or embedding layer; a frozen or already quantized "
+                        "model hides its weights"
+                      : text;
 }
 
 }  // namespace

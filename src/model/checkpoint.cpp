@@ -12,8 +12,8 @@ namespace mcompress {
 
 namespace {
 
-at::ScalarType scalar_type(const Array& array) {
-  switch (array.dtype) {
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
     case DType::kBool: return at::kBool;
     case DType::kU8: return at::kByte;
     case DType::kI8: return at::kChar;
@@ -24,10 +24,16 @@ at::ScalarType scalar_type(const Array& array) {
     case DType::kF32: return at::kFloat;
     case DType::kI64: return at::kLong;
     case DType::kF64: return at::kDouble;
-    default:
-      throw bad_data("tensor '{}' has the dtype {}, which is not computed with", array.name,
-                     name_of(array.dtype));
+    case DType::kU16: return at::kUInt16;
+    case DType::kU32: return at::kUInt32;
+    case DType::kU64: return at::kUInt64;
+    case DType::kF8E4M3: return at::kFloat8_e4m3fn;
+    case DType::kF8E5M2: return at::kFloat8_e5m2;
+    case DType::kF8E8M0: return at::kFloat8_e8m0fnu;
+    case DType::kC64: return at::kComplexFloat;
+    case DType::kC128: return at::kComplexDouble;
   }
+  return at::kByte;
 }
 
 }  // namespace
@@ -52,8 +58,21 @@ bool guess_kind(const Array& array, LayerKind& kind) {
   return true;
 }
 
+std::string obstacle_of(const Array& array, const std::set<std::string>& names) {
+  if (array.bytes.empty()) return "it is empty";
+  if (size_of(array.dtype) == 1) return fmt::format("it is {} already", name_of(array.dtype));
+  const std::string scale = scale_name(array.name);
+  return names.contains(scale) ? fmt::format("'{}' exists, so it seems to be quantized already", scale) : "";
+}
+
+std::set<std::string> names_of(const CheckpointFiles& checkpoint) {
+  std::set<std::string> names;
+  for (const Array& array : checkpoint.arrays) names.insert(array.name);
+  return names;
+}
+
 at::Tensor rows_of(const Array& array, int64_t begin, int64_t end) {
-  const at::ScalarType type = scalar_type(array);
+  const at::ScalarType type = scalar_type(array.dtype);
   auto* data = const_cast<std::byte*>(array.bytes.data());
   if (!array.strides.empty()) {
     at::Tensor whole = at::from_blob(data, array.shape, array.strides, type);

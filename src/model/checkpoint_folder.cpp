@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <map>
 
 #include <nlohmann/json.hpp>
 
@@ -9,6 +10,8 @@
 #include "stored_type.h"
 
 namespace mcompress {
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -27,8 +30,8 @@ void write_text(const std::string& path, const std::string& text) {
   file.commit();
 }
 
-nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, StoredType type,
-                                           std::vector<std::string> kept) {
+nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, const StoragePlan& plan) {
+  std::vector<std::string> kept = plan.kept_linear;
   // A head that is tied to the embedding has no weight of its own, and readers must not expect a scale.
   const bool has_head = std::any_of(checkpoint.arrays.begin(), checkpoint.arrays.end(),
                                     [](const Array& a) { return a.name.ends_with("lm_head.weight"); });
@@ -55,55 +58,77 @@ nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, St
            {{"group_0",
              {{"targets", {"Linear"}},
               {"output_activations", nullptr},
-              {"weights", scheme(type == StoredType::kInt8Tensor ? "tensor" : "channel", false)},
+              {"weights", scheme(plan.type == StoredType::kInt8Tensor ? "tensor" : "channel", false)},
               {"input_activations", scheme("token", true)}}}}}};
 }
 
 // The index of the output: every tensor with its shard, and the bytes of them all.
-void write_index(const CheckpointFiles& checkpoint, const std::vector<bool>& chosen, StoredType type,
-                 OutputFolder& folder) {
+std::string index_text(const CheckpointFiles& checkpoint, const StoragePlan& plan) {
   nlohmann::ordered_json map = nlohmann::ordered_json::object();
   uint64_t total = 0;
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
-    const std::string shard =
-        std::filesystem::path(checkpoint.files[checkpoint.file_of[i]]->path()).filename().string();
+    const std::string shard = fs::path(checkpoint.files[checkpoint.file_of[i]]->path()).filename().string();
+    const bool chosen = plan.chosen[i];
     map[array.name] = shard;
-    total += count_elements(array.shape).value() * size_of(chosen[i] ? stored_dtype(type) : array.dtype);
-    if (!chosen[i] || !has_scale(type)) continue;
-    map[scale_name(array)] = shard;
-    total += (type == StoredType::kInt8Rows ? static_cast<uint64_t>(array.shape[0]) : 1) * sizeof(float);
+    total += count_elements(array.shape).value() * size_of(chosen ? stored_dtype(plan.type) : array.dtype);
+    if (!chosen || !has_scale(plan.type)) continue;
+    map[scale_name(array.name)] = shard;
+    total += (plan.type == StoredType::kInt8Rows ? static_cast<uint64_t>(array.shape[0]) : 1) * sizeof(float);
   }
-  write_text(
-      folder.path_of(kIndexName),
-      nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n");
+  return nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
+}
+
+// The files of the output that are made anew, beside the shards: name -> content.
+std::map<std::string, std::string> new_texts(const CheckpointFiles& checkpoint, const std::string& source,
+                                             const StoragePlan& plan) {
+  std::map<std::string, std::string> texts;
+  if (fs::exists(source + "/" + kIndexName)) texts[kIndexName] = index_text(checkpoint, plan);
+  if (has_scale(plan.type)) {
+    nlohmann::ordered_json config = read_ordered(source + "/config.json");
+    config["quantization_config"] = quantization_config(checkpoint, plan);
+    texts["config.json"] = config.dump(2) + "\n";
+  }
+  return texts;
+}
+
+// The files of the source that are copied as they are.
+std::vector<fs::path> files_to_copy(const std::string& source,
+                                    const std::map<std::string, std::string>& texts) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(source)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && !name.ends_with(".safetensors") && !texts.contains(name))
+      files.push_back(entry.path());
+  }
+  return files;
 }
 
 }  // namespace
 
+uint64_t predict_folder_bytes(const CheckpointFiles& checkpoint, const std::string& source,
+                              const StoragePlan& plan) {
+  uint64_t bytes = predict_compressed_bytes(checkpoint, plan);
+  const auto texts = new_texts(checkpoint, source, plan);
+  for (const auto& [name, text] : texts) bytes += text.size();
+  for (const fs::path& file : files_to_copy(source, texts)) bytes += fs::file_size(file);
+  return bytes;
+}
+
 void write_compressed_folder(const CheckpointFiles& checkpoint, const std::string& source,
-                             const std::vector<bool>& chosen, StoredType type, const QuantizeRows& quantize,
-                             const std::vector<std::string>& kept, OutputFolder& folder) {
+                             const StoragePlan& plan, const QuantizeRows& quantize, OutputFolder& folder) {
   for (size_t part = 0; part < checkpoint.files.size(); ++part) {
-    const std::string name = std::filesystem::path(checkpoint.files[part]->path()).filename().string();
-    OutputFile file(folder.path_of(name), true);
-    write_compressed(checkpoint, part, chosen, type, quantize, file);
+    OutputFile file(folder.path_of(fs::path(checkpoint.files[part]->path()).filename().string()), true);
+    write_compressed(checkpoint, part, plan, quantize, file);
     file.commit();
   }
-  for (const auto& entry : std::filesystem::directory_iterator(source)) {
-    const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name.ends_with(".safetensors") || name == kIndexName) continue;
-    if (name == "config.json" && has_scale(type)) {
-      nlohmann::ordered_json config = read_ordered(entry.path().string());
-      config["quantization_config"] = quantization_config(checkpoint, type, kept);
-      write_text(folder.path_of(name), config.dump(2) + "\n");
-    } else {
-      OutputFile file(folder.path_of(name), true);
-      file.write(MappedFile(entry.path().string()).bytes());
-      file.commit();
-    }
+  const auto texts = new_texts(checkpoint, source, plan);
+  for (const auto& [name, text] : texts) write_text(folder.path_of(name), text);
+  for (const fs::path& path : files_to_copy(source, texts)) {
+    OutputFile file(folder.path_of(path.filename().string()), true);
+    file.write(MappedFile(path.string()).bytes());
+    file.commit();
   }
-  if (std::filesystem::exists(source + "/" + kIndexName)) write_index(checkpoint, chosen, type, folder);
 }
 
 }  // namespace mcompress

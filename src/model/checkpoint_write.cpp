@@ -33,8 +33,10 @@ void for_each_piece(const Array& array, const MappedFile& map,
     const int64_t end = std::min(begin + piece, array.shape[0]);
     const at::Tensor rows = rows_of(array, begin, end).to(at::kFloat);
     if (!rows.isfinite().all().item<bool>()) {
-      throw bad_data("tensor '{}' holds NaN or infinity; repair the model or leave it out with --ignore",
-                     array.name);
+      throw bad_data(
+          "tensor '{}' holds NaN, infinity or values beyond float32; repair the model or leave it out with "
+          "--ignore",
+          array.name);
     }
     use(begin, rows);
     // The kernel maps pages around a fault again, so all that was read is dropped each time.
@@ -67,7 +69,7 @@ void write_int8_tensor(const Array& array, const MappedFile& map, const Safetens
     const at::Tensor codes = (rows / scale).round().clamp(-127, 127).to(at::kChar);
     writer.write(file, array.name, static_cast<uint64_t>(begin * array.shape[1]), bytes_of(codes));
   });
-  writer.write(file, scale_name(array), 0, std::as_bytes(std::span(&scale, 1)));
+  writer.write(file, scale_name(array.name), 0, std::as_bytes(std::span(&scale, 1)));
 }
 
 void write_chosen(const Array& array, const MappedFile& map, StoredType type, const QuantizeRows& quantize,
@@ -81,7 +83,7 @@ void write_chosen(const Array& array, const MappedFile& map, StoredType type, co
     }
     const Int8Channel int8 = quantize(rows);
     writer.write(file, array.name, offset, bytes_of(int8.codes.contiguous()));
-    writer.write(file, scale_name(array), static_cast<uint64_t>(begin) * sizeof(float),
+    writer.write(file, scale_name(array.name), static_cast<uint64_t>(begin) * sizeof(float),
                  bytes_of(int8.scale.contiguous()));
   });
 }
@@ -101,16 +103,15 @@ void write_unchanged(const Array& array, const MappedFile& map, const Safetensor
   }
 }
 
-SafetensorsWriter make_writer(const CheckpointFiles& checkpoint, size_t part, const std::vector<bool>& chosen,
-                              StoredType type) {
+SafetensorsWriter make_writer(const CheckpointFiles& checkpoint, size_t part, const StoragePlan& plan) {
   std::vector<SafetensorsWriter::Entry> entries;
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     if (checkpoint.file_of[i] != part) continue;
-    entries.push_back({array.name, chosen[i] ? stored_dtype(type) : array.dtype, array.shape});
-    if (!chosen[i] || !has_scale(type)) continue;
-    const bool rows = type == StoredType::kInt8Rows;
-    entries.push_back({scale_name(array), DType::kF32,
+    entries.push_back({array.name, plan.chosen[i] ? stored_dtype(plan.type) : array.dtype, array.shape});
+    if (!plan.chosen[i] || !has_scale(plan.type)) continue;
+    const bool rows = plan.type == StoredType::kInt8Rows;
+    entries.push_back({scale_name(array.name), DType::kF32,
                        rows ? std::vector<int64_t>{array.shape[0], 1} : std::vector<int64_t>{1}});
   }
   return {std::move(entries), checkpoint.metadata};
@@ -118,24 +119,25 @@ SafetensorsWriter make_writer(const CheckpointFiles& checkpoint, size_t part, co
 
 }  // namespace
 
-uint64_t predict_checkpoint_bytes(const CheckpointFiles& checkpoint, const std::vector<bool>& chosen,
-                                  StoredType type) {
+std::string scale_name(const std::string& array) { return array + "_scale"; }
+
+uint64_t predict_compressed_bytes(const CheckpointFiles& checkpoint, const StoragePlan& plan) {
   uint64_t bytes = 0;
   for (size_t part = 0; part < checkpoint.files.size(); ++part)
-    bytes += make_writer(checkpoint, part, chosen, type).file_bytes();
+    bytes += make_writer(checkpoint, part, plan).file_bytes();
   return bytes;
 }
 
-void write_compressed(const CheckpointFiles& checkpoint, size_t part, const std::vector<bool>& chosen,
-                      StoredType type, const QuantizeRows& quantize, OutputFile& file) {
-  const SafetensorsWriter writer = make_writer(checkpoint, part, chosen, type);
+void write_compressed(const CheckpointFiles& checkpoint, size_t part, const StoragePlan& plan,
+                      const QuantizeRows& quantize, OutputFile& file) {
+  const SafetensorsWriter writer = make_writer(checkpoint, part, plan);
   writer.write_header(file);
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     if (checkpoint.file_of[i] != part) continue;
     const MappedFile& map = *checkpoint.files[part];
-    if (chosen[i]) {
-      write_chosen(array, map, type, quantize, writer, file);
+    if (plan.chosen[i]) {
+      write_chosen(array, map, plan.type, quantize, writer, file);
     } else {
       write_unchanged(array, map, writer, file);
     }

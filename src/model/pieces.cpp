@@ -13,11 +13,31 @@ void for_row_pieces(int64_t first, int64_t last, int64_t columns,
   for (int64_t begin = first; begin < last; begin += piece) use(begin, std::min(begin + piece, last));
 }
 
+namespace {
+
+// Types that are stored but hardly computed with, as one that is.
+at::Tensor as_counted(const at::Tensor& part) {
+  switch (part.scalar_type()) {
+    case at::kFloat8_e4m3fn:
+    case at::kFloat8_e4m3fnuz:
+    case at::kFloat8_e5m2:
+    case at::kFloat8_e5m2fnuz:
+    case at::kFloat8_e8m0fnu: return part.to(at::kFloat);
+    case at::kUInt16:
+    case at::kUInt32:
+    case at::kUInt64: return part.to(at::kLong);
+    default: return part;
+  }
+}
+
+}  // namespace
+
 ElementCount count_elements_of(const at::Tensor& tensor) {
   ElementCount count;
   const at::Tensor rows = tensor.detach().is_contiguous() ? tensor.detach().view({-1, 1}) : tensor.detach();
   const int64_t columns = rows.dim() == 0 || rows.size(0) == 0 ? 1 : rows.numel() / rows.size(0);
-  const auto add = [&count](const at::Tensor& part) {
+  const auto add = [&count](const at::Tensor& stored) {
+    const at::Tensor part = as_counted(stored);
     count.elements += part.numel();
     count.nonzeros += part.count_nonzero().item<int64_t>();
     if (part.is_floating_point() || part.is_complex())

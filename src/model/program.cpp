@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <set>
+#include <new>
 
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
@@ -13,6 +13,7 @@
 #include <torch/csrc/jit/serialization/import.h>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
 #include "mcompress/formats/torchscript.h"
 #include "mcompress/formats/zip.h"
 
@@ -38,6 +39,48 @@ class MapReader : public caffe2::serialize::ReadAdapterInterface {
   SharedFile file_;
 };
 
+// The line of a LibTorch message that tells the reason: the last error of a traceback, or the first line.
+std::string reason_of(const std::exception& failure) {
+  const auto* error = dynamic_cast<const c10::Error*>(&failure);
+  const std::string text = error != nullptr ? error->what_without_backtrace() : failure.what();
+  std::string first, raised;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
+    const bool blank = line.find_first_not_of(' ') == std::string::npos;
+    if (first.empty() && !blank) first = line;
+    if (line.starts_with("RuntimeError: ")) raised = line.substr(line.find(' ') + 1);
+    begin = end + 1;
+  }
+  return raised.empty() ? first : raised;
+}
+
+// An exception of LibTorch about what the user gave us, as an Error that names it.
+[[noreturn]] void fail(const std::string& problem, const std::exception& failure) {
+  if (dynamic_cast<const Error*>(&failure) != nullptr ||
+      dynamic_cast<const Interrupted*>(&failure) != nullptr)
+    throw;
+  const std::string reason = reason_of(failure);
+  const bool memory = dynamic_cast<const std::bad_alloc*>(&failure) != nullptr ||
+                      reason.find("can't allocate memory") != std::string::npos;
+  if (memory) throw error(Exit::kOutOfMemory, "{}: out of memory", problem);
+  throw bad_data("{}: {}", problem, reason);
+}
+
+// Hands the members of a serialized program to the writer.
+void repack(const std::string& serialized, ZipWriter& writer) {
+  for (const ZipEntry& entry : read_zip(std::as_bytes(std::span(serialized)), "archive")) {
+    if (entry.name.ends_with(".debug_pkl")) continue;
+    if (entry.deflated) {
+      const std::string content = unpack(entry, "archive");
+      writer.add(entry.name, std::as_bytes(std::span(content)), true);
+    } else {
+      writer.add(entry.name, entry.data, entry.name.ends_with(".py") || entry.name.ends_with(".pkl"));
+    }
+  }
+  writer.finish();
+}
+
 }  // namespace
 
 torch::jit::Module load_program(const std::string& path, bool trust_code) {
@@ -52,11 +95,8 @@ torch::jit::Module load_program(const std::string& path, bool trust_code) {
     torch::jit::Module program = torch::jit::load(std::make_shared<MapReader>(std::move(file)));
     program.eval();
     return program;
-  } catch (const c10::Error& failure) {
-    throw bad_data("'{}' is not a TorchScript program that loads: {}", path,
-                   failure.what_without_backtrace());
-  } catch (const std::runtime_error& failure) {
-    throw bad_data("'{}' is not a TorchScript program that loads: {}", path, failure.what());
+  } catch (const std::exception& failure) {
+    fail(fmt::format("'{}' is not a TorchScript program that loads", path), failure);
   }
 }
 
@@ -65,54 +105,33 @@ std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::M
     const c10::InferenceMode guard;
     c10::IValue output;
     try {
-      output = program.forward({input});
-    } catch (const c10::Error& failure) {
-      throw bad_data("the model fails on this data: {}", failure.what_without_backtrace());
-    } catch (const std::runtime_error& failure) {
-      throw bad_data("the model fails on this data: {}", failure.what());
+      output = program({input});
+    } catch (const std::exception& failure) {
+      fail("the model fails on this data", failure);
     }
     if (!output.isTensor()) throw bad_data("the model returns a {} and not a tensor", output.tagKind());
     return output.toTensor();
   };
 }
 
-uint64_t predict_program_bytes(const std::string& path, const std::vector<Layer>& layers,
-                               const std::map<std::string, CompressedWeight>& weights) {
-  constexpr uint64_t kModuleSource =
-      900;  // packed source and pickled attributes of one replaced layer's class
-  const MappedFile file(path);
-  uint64_t bytes = kModuleSource;
-  for (const ZipEntry& entry : read_zip(file.bytes(), path)) {
-    if (!entry.name.ends_with(".debug_pkl"))
-      bytes += entry.data.size() + ZipWriter::overhead_bytes(entry.name);
-  }
-  std::set<const void*> seen;  // tied weights are stored once
-  for (const Layer& layer : layers) {
-    const auto weight = weights.find(layer.name);
-    if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
-    bytes += stored_bytes(weight->second) + ZipWriter::overhead_bytes("archive/data/00");
-    bytes -= std::min<uint64_t>(bytes, layer.weight.nbytes());
-  }
-  return bytes;
-}
-
-void save_program(const torch::jit::Module& program, OutputFile& file) {
-  std::string archive;
-  torch::jit::ExportModule(program, [&archive](const void* data, size_t size) {
-    archive.append(static_cast<const char*>(data), size);
+std::string serialize_program(const torch::jit::Module& program) {
+  std::string serialized;
+  torch::jit::ExportModule(program, [&serialized](const void* data, size_t size) {
+    serialized.append(static_cast<const char*>(data), size);
     return size;
   });
+  return serialized;
+}
+
+void write_program(const std::string& serialized, OutputFile& file) {
   ZipWriter writer(file);
-  for (const ZipEntry& entry : read_zip(std::as_bytes(std::span(archive)), "archive")) {
-    if (entry.name.ends_with(".debug_pkl")) continue;
-    if (entry.deflated) {
-      const std::string content = unpack(entry, "archive");
-      writer.add(entry.name, std::as_bytes(std::span(content)), true);
-    } else {
-      writer.add(entry.name, entry.data, entry.name.ends_with(".py") || entry.name.ends_with(".pkl"));
-    }
-  }
-  writer.finish();
+  repack(serialized, writer);
+}
+
+uint64_t count_program_bytes(const std::string& serialized) {
+  ZipWriter writer([](Bytes /*bytes*/) {});
+  repack(serialized, writer);
+  return writer.size_bytes();
 }
 
 }  // namespace mcompress

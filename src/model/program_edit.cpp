@@ -205,18 +205,25 @@ class Rebuilder {
       object->setSlot(
           i, child == children.end() ? module._ivalue()->getSlot(i) : c10::IValue(child->second._ivalue()));
     }
-    const auto to_new = [&](c10::TypePtr in) -> c10::TypePtr {
-      return in == old_type ? c10::TypePtr(type) : in;
-    };
-    for (const torch::jit::Function* method : old_type->methods()) {
-      auto graph = torch::jit::toGraphFunction(*method).graph()->copy();
-      graph->inputs()[0]->setType(type);
-      retype_attributes(graph->block());
-      auto* copied = unit->create_function(c10::QualifiedName(*type->name(), method->name()), graph);
-      type->addMethod(copied);
-      copied->setSchema(method->getSchema().cloneWithRemappedTypes(to_new));
-    }
+    for (const auto* method : old_type->methods()) type->addMethod(copy_function(*method, old_type, type));
+    for (const auto* hook : old_type->getForwardPreHooks())
+      type->addForwardPreHook(copy_function(*hook, old_type, type));
+    for (const auto* hook : old_type->getForwardHooks())
+      type->addForwardHook(copy_function(*hook, old_type, type));
     return Module(object);
+  }
+
+  // A method or hook of one class as one of another.
+  static torch::jit::Function* copy_function(const torch::jit::Function& function,
+                                             const ClassTypePtr& old_type, const ClassTypePtr& type) {
+    auto graph = torch::jit::toGraphFunction(function).graph()->copy();
+    graph->inputs()[0]->setType(type);
+    retype_attributes(graph->block());
+    auto* copied =
+        type->compilation_unit()->create_function(c10::QualifiedName(*type->name(), function.name()), graph);
+    copied->setSchema(function.getSchema().cloneWithRemappedTypes(
+        [&](const c10::TypePtr& in) -> c10::TypePtr { return in == old_type ? type : in; }));
+    return copied;
   }
 
   const std::map<std::string, Module>& replacements_;

@@ -1,37 +1,47 @@
+#include <map>
 #include <optional>
-#include <set>
 
+#include "mcompress/base/error.h"
 #include "mcompress/model/program.h"
 
 namespace mcompress {
 
 namespace {
 
+using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
 
-std::optional<LayerKind> kind_of_operator(const std::string& name) {
-  if (name == "aten::linear") return LayerKind::kLinear;
-  if (name == "aten::conv1d") return LayerKind::kConv1d;
-  if (name == "aten::conv2d") return LayerKind::kConv2d;
-  if (name == "aten::embedding") return LayerKind::kEmbedding;
-  if (name == "aten::_convolution") return LayerKind::kConv2d;
+// How a node applies a weight: its kind, and which of its operands are what.
+struct Application {
+  LayerKind kind;
+  size_t input, weight;
+  std::optional<size_t> bias;
+};
+
+std::optional<Application> application_by_operator(const std::string& name) {
+  if (name == "aten::linear") return Application{LayerKind::kLinear, 0, 1, 2};
+  if (name == "aten::conv1d") return Application{LayerKind::kConv1d, 0, 1, 2};
+  if (name == "aten::conv2d" || name == "aten::_convolution") return Application{LayerKind::kConv2d, 0, 1, 2};
+  if (name == "aten::embedding") return Application{LayerKind::kEmbedding, 1, 0, {}};
   return std::nullopt;
 }
 
-// The operator that a node stands for. Scripted modules hand their weight on: an embedding to the
-// function torch.nn.functional.embedding, a convolution to a method of its own.
-std::optional<LayerKind> kind_of_node(const Node* node, const Value* self) {
+// Scripted modules hand their weight on: an embedding to the function torch.nn.functional.embedding,
+// a convolution to a method of its own.
+std::optional<Application> application_by_node(const Node* node, const Value* self) {
   if (node->kind() == c10::prim::CallMethod && node->input(0) == self) {
-    return node->s(c10::attr::name) == "_conv_forward" ? std::optional(LayerKind::kConv2d) : std::nullopt;
+    if (node->s(c10::attr::name) != "_conv_forward") return std::nullopt;
+    return Application{LayerKind::kConv2d, 1, 2, 3};
   }
-  if (node->kind() != c10::prim::CallFunction) return kind_of_operator(node->kind().toQualString());
+  if (node->kind() != c10::prim::CallFunction) return application_by_operator(node->kind().toQualString());
   const auto function = node->input(0)->type()->cast<c10::FunctionType>();
   if (!function || function->function()->name() != "embedding") return std::nullopt;
   constexpr size_t kMaxNorm = 4;  // function, input, weight, padding_idx, max_norm
   const auto max_norm = torch::jit::toIValue(node->input(kMaxNorm));
-  return max_norm && max_norm->isNone() ? std::optional(LayerKind::kEmbedding) : std::nullopt;
+  if (!max_norm || !max_norm->isNone()) return std::nullopt;
+  return Application{LayerKind::kEmbedding, 1, 2, {}};
 }
 
 // What a module of torch.nn is by its class, for those whose methods do not tell.
@@ -49,82 +59,135 @@ bool is_attribute_of(const Value* value, const Value* self, const std::string& n
          value->node()->s(c10::attr::name) == name;
 }
 
-// The operator that `graph` applies to its weight; nothing where the weight is not used once, as
-// the operand of a known operator.
-std::optional<LayerKind> operator_of(const torch::jit::Graph& graph) {
-  std::optional<LayerKind> kind;
+// The one node of `graph` that applies the module's own weight.
+struct WeightUse {
+  const Node* node;
+  Application application;
+};
+
+std::optional<WeightUse> find_weight_use(const Graph& graph) {
+  std::optional<WeightUse> use;
   const Value* self = graph.inputs()[0];
-  for (const Node* node : const_cast<torch::jit::Graph&>(graph).nodes()) {
-    for (const Value* input : node->inputs()) {
-      if (!is_attribute_of(input, self, "weight")) continue;
-      const auto found = kind_of_node(node, self);
-      if (!found || kind) return std::nullopt;
-      kind = found;
+  for (const Node* node : graph.nodes()) {
+    for (size_t i = 0; i < node->inputs().size(); ++i) {
+      if (!is_attribute_of(node->input(i), self, "weight")) continue;
+      const auto application = application_by_node(node, self);
+      if (use || !application || application->weight != i) return std::nullopt;
+      use = WeightUse{node, *application};
     }
   }
+  return use;
+}
+
+bool is_none(const Value* value) {
+  const auto constant = torch::jit::toIValue(value);
+  return constant && constant->isNone();
+}
+
+// True where the method is `return operator(x, self.weight[, self.bias])` of its one argument.
+bool only_applies_weight(const Graph& graph, const WeightUse& use) {
+  if (graph.inputs().size() != 2 || graph.outputs().size() != 1) return false;
+  const Value* self = graph.inputs()[0];
+  const Node* node = use.node;
+  if (graph.outputs()[0]->node() != node) return false;
+  if (node->input(use.application.input) != graph.inputs()[1]) return false;
+  if (use.application.bias) {
+    const Value* bias = node->input(*use.application.bias);
+    if (!is_none(bias) && !is_attribute_of(bias, self, "bias")) return false;
+  }
+  for (const Node* other : graph.nodes()) {
+    const bool plain = other->kind() == c10::prim::Constant || other->kind() == c10::prim::GetAttr ||
+                       other->kind() == c10::prim::ListConstruct;
+    if (other != node && !plain) return false;
+  }
+  return true;
+}
+
+bool uses_bias(const WeightUse& use) {
+  return use.application.bias && !is_none(use.node->input(*use.application.bias));
+}
+
+// The module that a value names, below `owner` whose method has `self`; nothing where it is not
+// reached by attributes alone.
+std::optional<Module> module_of(const Value* value, const Value* self, const Module& owner) {
+  if (value == self) return owner;
+  if (value->node()->kind() != c10::prim::GetAttr) return std::nullopt;
+  const auto parent = module_of(value->node()->input(0), self, owner);
+  if (!parent) return std::nullopt;
+  const c10::IValue child = parent->attr(value->node()->s(c10::attr::name));
+  return child.isModule() ? std::optional(child.toModule()) : std::nullopt;
+}
+
+// The attribute of a module that code outside its own methods reads or sets: by object, or by type
+// where the code does not tell which module of that type it means.
+struct OutsideUses {
+  std::map<const c10::ivalue::Object*, std::string> objects;
+  std::map<std::string, std::string> types;
+
+  std::string find(const Module& module) const {
+    const auto object = objects.find(module._ivalue().get());
+    if (object != objects.end()) return object->second;
+    const auto type = types.find(module.type()->name()->qualifiedName());
+    return type == types.end() ? "" : type->second;
+  }
+};
+
+void find_outside_uses(torch::jit::Block* block, const Value* self, const Module& owner, OutsideUses& uses) {
+  for (Node* node : block->nodes()) {
+    for (torch::jit::Block* inner : node->blocks()) find_outside_uses(inner, self, owner, uses);
+    const bool sets = node->kind() == c10::prim::SetAttr;
+    if ((!sets && node->kind() != c10::prim::GetAttr) || node->input(0) == self) continue;
+    const auto type = node->input(0)->type()->cast<c10::ClassType>();
+    const std::string& attribute = node->s(c10::attr::name);
+    if (!type || !type->is_module() || attribute == "training") continue;
+    const c10::TypePtr read = sets ? nullptr : node->output()->type();
+    if (!sets && (read->is_module() || read->cast<c10::InterfaceType>())) continue;  // on the way to a child
+    if (const auto module = module_of(node->input(0), self, owner)) {
+      uses.objects.emplace(module->_ivalue().get(), attribute);
+    } else {
+      uses.types.emplace(type->name()->qualifiedName(), attribute);
+    }
+  }
+}
+
+OutsideUses find_outside_uses(const Module& program) {
+  OutsideUses uses;
+  for (const Module& module : program.modules()) {
+    for (const auto& method : module.get_methods()) {
+      find_outside_uses(method.graph()->block(), method.graph()->inputs()[0], module, uses);
+    }
+  }
+  return uses;
+}
+
+// Reads the methods of a module into the layer; nothing where none applies the weight.
+std::optional<LayerKind> read_methods(const Module& module, Layer& layer) {
+  std::optional<LayerKind> kind;
+  bool biased = false;
+  std::string other;
+  for (const auto& method : module.get_methods()) {
+    const auto graph = method.graph();
+    const auto use = find_weight_use(*graph);
+    if (!use) {
+      if (method.name() != "_conv_forward") other = method.name();
+      continue;
+    }
+    if (!only_applies_weight(*graph, *use)) layer.obstacle = "its module does more than apply the weight";
+    if (!layer.methods.empty() && biased != uses_bias(*use))
+      layer.obstacle = "its methods differ in their bias";
+    kind = use->application.kind;
+    biased = uses_bias(*use);
+    layer.methods.push_back(method.name());
+  }
+  if (kind && !other.empty()) layer.obstacle = fmt::format("its module has the further method '{}'", other);
+  if (biased && module.attr("bias").isTensor()) layer.bias = module.attr("bias").toTensor();
   return kind;
 }
 
-// True where the method is `return operator(x, self.weight[, self.bias, ...])` and no more.
-bool only_applies_weight(const torch::jit::Graph& graph) {
-  if (graph.inputs().size() != 2 || graph.outputs().size() != 1) return false;
-  return kind_of_node(graph.outputs()[0]->node(), graph.inputs()[0]).has_value();
-}
-
-// The module that a value names, below the module at `path` whose method has `self`; nothing where
-// it is not reached by attributes alone.
-std::optional<std::string> path_of(const Value* value, const Value* self, const std::string& path) {
-  if (value == self) return path;
-  if (value->node()->kind() != c10::prim::GetAttr) return std::nullopt;
-  const auto parent = path_of(value->node()->input(0), self, path);
-  if (!parent) return std::nullopt;
-  const std::string& name = value->node()->s(c10::attr::name);
-  return parent->empty() ? name : *parent + "." + name;
-}
-
-// Layers whose weight or bias is read from outside their own methods: by name, or by type where the
-// reader does not tell which module of that type it reads.
-struct OutsideReads {
-  std::set<std::string> names, types;
-};
-
-void find_reads(torch::jit::Block* block, const Value* self, const std::string& path, OutsideReads& reads) {
-  for (Node* node : block->nodes()) {
-    for (torch::jit::Block* inner : node->blocks()) find_reads(inner, self, path, reads);
-    if (node->kind() != c10::prim::GetAttr || node->input(0) == self) continue;
-    const std::string& attribute = node->s(c10::attr::name);
-    const auto type = node->input(0)->type()->cast<c10::ClassType>();
-    if (!type || (attribute != "weight" && attribute != "bias")) continue;
-    if (const auto name = path_of(node->input(0), self, path)) {
-      reads.names.insert(*name);
-    } else {
-      reads.types.insert(type->name()->qualifiedName());
-    }
-  }
-}
-
-OutsideReads find_outside_reads(const Module& program) {
-  OutsideReads reads;
-  for (const auto& item : program.named_modules()) {
-    for (const auto& method : item.value.get_methods()) {
-      find_reads(method.graph()->block(), method.graph()->inputs()[0], item.name, reads);
-    }
-  }
-  return reads;
-}
-
-std::optional<Layer> read_layer(const std::string& name, const Module& module, const OutsideReads& reads) {
+std::optional<Layer> read_layer(const std::string& name, const Module& module, const OutsideUses& uses) {
   if (!module.hasattr("weight") || !module.attr("weight").isTensor()) return std::nullopt;
   Layer layer{name, LayerKind::kLinear, module.attr("weight").toTensor(), {}, {}, {}};
-  std::optional<LayerKind> kind;
-  for (const auto& method : module.get_methods()) {
-    if (method.name().starts_with("_") || method.name() == "extra_repr") continue;
-    const auto found = operator_of(*method.graph());
-    if (!found) continue;
-    kind = found;
-    layer.methods.push_back(method.name());
-    if (!only_applies_weight(*method.graph())) layer.obstacle = "its module does more than apply the weight";
-  }
+  std::optional<LayerKind> kind = read_methods(module, layer);
   if (!kind) {
     kind = kind_of_class(module);
     layer.obstacle = "its own code does not apply its weight";
@@ -132,10 +195,13 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
   if (!kind) return std::nullopt;
   layer.kind = *kind;
   if (layer.kind == LayerKind::kConv2d && layer.weight.dim() == 3) layer.kind = LayerKind::kConv1d;
-  if (module.hasattr("bias") && module.attr("bias").isTensor()) layer.bias = module.attr("bias").toTensor();
-  if (reads.names.contains(name) || reads.types.contains(module.type()->name()->qualifiedName())) {
-    layer.obstacle = "another module reads its weight directly";
-  }
+  if (layer.weight.scalar_type() != at::kFloat)
+    layer.obstacle = fmt::format("its weight is {}, not float32", c10::toString(layer.weight.scalar_type()));
+  if (layer.weight.numel() == 0) layer.obstacle = "its weight is empty";
+  if (!module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty())
+    layer.obstacle = "its module has forward hooks";
+  const std::string used = uses.find(module);
+  if (!used.empty()) layer.obstacle = fmt::format("another module uses its '{}' directly", used);
   return layer;
 }
 
@@ -151,11 +217,15 @@ const char* name_of(LayerKind kind) {
   return "?";
 }
 
+WeightIdentity identity_of(const at::Tensor& weight) {
+  return {weight.data_ptr(), weight.sizes().vec(), weight.strides().vec()};
+}
+
 std::vector<Layer> list_layers(const Module& program) {
-  const OutsideReads reads = find_outside_reads(program);
+  const OutsideUses uses = find_outside_uses(program);
   std::vector<Layer> layers;
   for (const auto& item : program.named_modules()) {
-    if (auto layer = read_layer(item.name, item.value, reads)) layers.push_back(std::move(*layer));
+    if (auto layer = read_layer(item.name, item.value, uses)) layers.push_back(std::move(*layer));
   }
   return layers;
 }

@@ -4,8 +4,6 @@
 
 namespace mcompress {
 
-inline std::string scale_name(const Array& array) { return array.name + "_scale"; }
-
 inline bool has_scale(StoredType type) {
   return type == StoredType::kInt8Rows || type == StoredType::kInt8Tensor;
 }

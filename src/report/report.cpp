@@ -7,6 +7,7 @@
 #include <torch/version.h>
 
 #include "mcompress/base/process.h"
+#include "mcompress/base/text.h"
 #include "mcompress/report/version.h"
 
 namespace mcompress {
@@ -136,7 +137,8 @@ std::string metrics_cells(const std::optional<Metrics>& metrics) {
     cells +=
         fmt::format("  {:.3f} ms a batch of {}", 1000 * metrics->latency->p50, metrics->latency->batch_size);
   }
-  for (const auto& [name, value] : metrics->custom) cells += fmt::format("  {} {:.6g}", name, value);
+  for (const auto& [name, value] : metrics->custom)
+    cells += fmt::format("  {} {:.6g}", printable(name), value);
   return cells;
 }
 

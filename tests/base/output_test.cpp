@@ -77,7 +77,7 @@ TEST(CheckOutput, RefusesWhatCannotWorkBeforeAnyWork) {
   const TemporaryFolder folder;
   write_file(folder / "in", "model");
   const auto check = [&](const std::string& path, bool force, uint64_t bytes) {
-    return code_of([&] { check_output(path, OutputKind::kFile, force, folder / "in", bytes); });
+    return code_of([&] { check_output(path, OutputKind::kFile, force, {folder / "in"}, bytes); });
   };
   EXPECT_EQ(check(folder / "out", false, 1), Exit::kDone);
   EXPECT_EQ(check(folder / "in", true, 1), Exit::kCannotCreate);       // the input itself

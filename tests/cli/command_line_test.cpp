@@ -39,7 +39,16 @@ TEST(Messages, OfTheCommandLineNameTheRemedy) {
         "has nothing to compress: 'fc1' and 1 more: matched by --ignore"},
        {"quantize " + mlp + to + " --max-accuracy-drop 0.1", 2, "needs --eval-data or --eval-command"},
        {"quantize " + mlp + to + " --min-agreement 99%", 2, "need --eval-data"},
-       {"quantize " + mlp + to + " --min-agreement x%", 2, "no percentage"},
+       {"quantize " + mlp + to + " --min-agreement x%", 2, "no fraction from 0 to 1"},
+       {"quantize " + mlp + to + " --max-accuracy-drop 5", 2, "nor a percentage such as 0.5%"},
+       {"quantize " + mlp + to + " --min-size-ratio nan", 2, "'nan' is no number"},
+       {"quantize " + mlp + to + " --seed 99999999999999999999", 2, "no whole number of 64 bits"},
+       {"quantize " + mlp + to + " --threads 2147483647", 2, "from 0 to 1024"},
+       {"quantize " + mlp + to + " --scale 0", 2, "'0' is not above 0"},
+       {"quantize " + mlp + to + " --mean 0.5,x", 2, "'x' is no number"},
+       {"quantize " + mlp + to + " --report ''", 2, "it is empty"},
+       {"quantize " + mlp + to + " --max-accuracy-drop 1% --eval-command 'echo {} # {model}'", 2,
+        "needs 'top1' or 'accuracy'"},
        {"quantize " + mlp + to + " --dtype float16 --per-tensor", 2, "--per-tensor goes with --dtype int8"},
        {"quantize " + mlp + to + " --dtype float16 --runtime fbgemm", 2, "--runtime fbgemm goes with"},
        {"quantize " + mlp + to + " --threads -1", 2, "--threads"},
@@ -54,10 +63,19 @@ TEST(Messages, OfFilesNameTheRemedy) {
   const TemporaryFolder folder;
   write_file(folder / "empty", "");
   write_file(folder / "old", "x");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   const std::string mlp = shipped("fashion_mlp.pt");
   const std::string to = " -o " + (folder / "q");
   expect_all(
       {{"quantize " + mlp + " -o " + (folder / "old"), 73, "use --force"},
+       {"quantize " + mlp + to + " --report " + (folder / "q"), 73, "another output of this run"},
+       {"inspect " + mlp + " --force --report " + mlp, 73, "is the input"},
+       {"quantize " + mlp + " --force -o " + (folder / "pipe"), 73, "is no regular file"},
+       {"quantize " + mlp + " -o " + (folder / std::string(300, 'n')), 73, "File name too long"},
+       {"quantize " + shipped("state_dicts/plain.pt") + to + " --runtime portable", 2, "means nothing"},
+       {"inspect " + mlp + " --config " + (folder / "pipe"), 78, "is no regular file"},
+       {"inspect " + mlp + " --config " + folder.path(), 78, "is no regular file"},
+
        {"quantize " + mlp + " -o " + mlp + " --force", 73, "is the input"},
        {"quantize " + mlp + " -o " + (folder / "no/q"), 73, "does not exist; make it first"},
        {"quantize " + mlp + " -o " + folder.path() + " --force", 73, "is a folder; name a file"},
@@ -91,6 +109,21 @@ TEST(Config, RecipesAreRunAndUnknownKeysRefused) {
   EXPECT_EQ(report_of(run + (folder / "table.toml"))["settings"]["ignore"], json::array({"fc2"}));
 }
 
+TEST(Config, TheRecipeWinsOverTheDataItNames) {
+  const TemporaryFolder folder;
+  write_file(folder / "data.toml", "mean = [0.5]\nstd = [0.25]\n");
+  write_file(folder / "r.toml", "mean = [0.125]\ndata-config = \"" + (folder / "data.toml") +
+                                    "\"\n[evaluate]\nlimit = 3\n[quantize]\nseed = 7\n");
+  const std::string run = "quantize " + shipped("fashion_mlp.pt") + " --dry-run --config ";
+  const json report = report_of(run + (folder / "r.toml"));
+  EXPECT_EQ(report["settings"]["mean"], json::array({0.125}));
+  EXPECT_EQ(report["settings"]["std"], json::array({0.25}));
+  EXPECT_EQ(report["settings"]["seed"], 7);
+  EXPECT_EQ(report["settings"]["limit"], 0);
+  write_file(folder / "data.toml", "force = true\n");
+  expect_all({{run + (folder / "r.toml"), 78, "unknown key 'force'"}});
+}
+
 TEST(Config, FlagsWinOverEnvironmentAndThatOverTheRecipe) {
   const TemporaryFolder folder;
   write_file(folder / "r.toml", "seed = 1\nbatch-size = 1\nlimit = 1\n");
@@ -118,6 +151,28 @@ TEST(Streams, StdoutHoldsResultsOnly) {
       run_mcompress("quantize -v --force " + shipped("fashion_mlp.pt") + " -o " + (folder / "q"));
   EXPECT_TRUE(contains(verbose.err, "fc1: int8")) << verbose.err;
   EXPECT_FALSE(contains(verbose.err, "\x1b")) << "escape codes off a terminal";
+}
+
+TEST(Streams, AClosedOrFullStderrStopsNothing) {
+  const TemporaryFolder folder;
+  const std::string run = "quantize --force " + shipped("fashion_mlp.pt") + " -o " + (folder / "q");
+  for (const char* where : {" 2>&-", " 2>/dev/full", " 0<&- 2>&-"}) {
+    EXPECT_EQ(std::system((std::string(MCOMPRESS_BINARY) + " " + run + " >/dev/null" + where).c_str()), 0)
+        << where;
+    EXPECT_EQ(run_mcompress("inspect " + (folder / "q")).exit_code, 0) << where;
+  }
+  const int full = std::system((std::string(MCOMPRESS_BINARY) + " --version >/dev/full 2>/dev/null").c_str());
+  EXPECT_EQ(WEXITSTATUS(full), 74);
+}
+
+TEST(Streams, MessagesAreJsonObjectsOnRequest) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(json::parse(run_mcompress("quantise --log-format json").err)["exit"], 2);
+  EXPECT_EQ(json::parse(run_mcompress("quantize --log-format=json --sead 1").err)["exit"], 2);
+  const Outcome gate = run_mcompress("quantize --log-format json --progress none --min-size-ratio 9 " +
+                                     shipped("fashion_mlp.pt") + " -o " + (folder / "q"));
+  EXPECT_EQ(gate.exit_code, 3);
+  EXPECT_TRUE(contains(json::parse(gate.err)["message"], "gate --min-size-ratio failed")) << gate.err;
 }
 
 TEST(Streams, ErrorsAreOneJsonObjectOnRequest) {

@@ -76,10 +76,34 @@ TEST(Hostile, NaNWeightsAreNamedAndNothingIsWritten) {
              u64(header.size()) + header + std::string(reinterpret_cast<const char*>(values), 8));
   const Outcome run = run_mcompress("quantize " + (folder / "m") + " -o " + (folder / "out"));
   EXPECT_EQ(run.exit_code, 65);
-  EXPECT_TRUE(contains(run.err, "tensor 'fc.weight' holds NaN or infinity")) << run.err;
+  EXPECT_TRUE(contains(run.err, "tensor 'fc.weight' holds NaN, infinity")) << run.err;
   EXPECT_FALSE(std::filesystem::exists(folder / "out"));
   const auto listed = nlohmann::json::parse(run_mcompress("inspect --json -q " + (folder / "m")).out);
   EXPECT_EQ(listed["layers"][0]["non_finite"], 1);
+}
+
+// An output folder is replaced in whole, so it must not be one that holds anything else.
+TEST(Hostile, ForceLeavesFoldersThatAreNoModelAlone) {
+  const TemporaryFolder folder;
+  const float value = 1;
+  const std::string header = R"({"fc.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}})";
+  std::filesystem::create_directories(folder / "work/model");
+  write_file(folder / "work/model/config.json", "{}");
+  write_file(folder / "work/model/model.safetensors",
+             u64(header.size()) + header + std::string(reinterpret_cast<const char*>(&value), 4));
+  write_file(folder / "work/thesis.txt", "x");
+  std::filesystem::create_directories(folder / "home/letters");
+  const std::string run = "quantize --force " + (folder / "work/model") + " -o ";
+  for (const auto& [target, words] : std::vector<std::pair<std::string, std::string>>{
+           {folder / "work", "is a folder around"}, {folder / "home", "holds no model"}}) {
+    const Outcome outcome = run_mcompress(run + target);
+    EXPECT_EQ(outcome.exit_code, 73);
+    EXPECT_TRUE(contains(outcome.err, words)) << outcome.err;
+  }
+  EXPECT_EQ(read_file(folder / "work/thesis.txt"), "x");
+  EXPECT_TRUE(std::filesystem::exists(folder / "home/letters"));
+  EXPECT_EQ(run_mcompress(run + (folder / "out")).exit_code, 0);
+  EXPECT_EQ(run_mcompress(run + (folder / "out")).exit_code, 0);  // a model is replaced
 }
 
 TEST(Hostile, AFlippedWeightByteOfATorchScriptFileIsFound) {
@@ -119,6 +143,14 @@ TEST(Hostile, FullFileSystemExitsWith74AndStaysEmpty) {
   EXPECT_TRUE(contains(run.err, "make room")) << run.err;
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
   EXPECT_EQ(std::system(("umount " + folder.path()).c_str()), 0);
+}
+
+TEST(EvalCommand, IsOverWhenItEndsThoughItLeftAProcessBehind) {
+  const TemporaryFolder folder;
+  const std::string command = "sleep 20 & echo \"{}\" # {model}";
+  const Outcome run = run_mcompress(
+      "evaluate " + shipped("fashion_mlp.pt") + " --eval-command '" + command + "'", "timeout 10");
+  EXPECT_EQ(run.exit_code, 0) << run.err;
 }
 
 TEST(Interrupt, TermStopsAnEvaluationWithItsSignal) {

@@ -20,6 +20,14 @@ def plain():
     return {"fc.weight": WEIGHT, "fc.bias": BIAS}
 
 
+def shared_dicts():
+    """Forty levels that each hold the next one twice: 2^40 paths in two kilobytes."""
+    content = {"w": WEIGHT}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    return content
+
+
 def module():
     layer = nn.Module()
     layer.fc = nn.Linear(3, 2)
@@ -40,6 +48,14 @@ def main():
         "module_prefix.pt": {"module." + name: value for name, value in plain().items()},
         "blocks.pt": {"fc": {"weight": WEIGHT, "bias": BIAS}},
         "transposed.pt": {"fc.weight": WEIGHT.t().contiguous().t(), "fc.bias": torch.cat([WEIGHT.flatten(), BIAS])[6:]},
+        "odd_types.pt": {
+            **plain(),
+            "fp8.weight": WEIGHT.to(torch.float8_e4m3fn),
+            "rotary": torch.view_as_complex(WEIGHT.reshape(3, 2)).clone(),
+            "wide": torch.tensor([65535], dtype=torch.uint16),
+            "empty.weight": torch.zeros(0, 3),
+        },
+        "shared_dicts.pt": shared_dicts(),
         "half.pt": {"fc.weight": WEIGHT.half(), "fc.bias": BIAS.bfloat16()},
     }
     for name, content in files.items():

@@ -1,6 +1,7 @@
 // Checkpoints made by tests/data/make_state_dicts.py.
 #include "mcompress/formats/state_dict.h"
 
+#include <array>
 #include <cstring>
 
 #include <gtest/gtest.h>
@@ -44,8 +45,8 @@ TEST(StateDict, EveryWayToSaveOneGivesTheSameArrays) {
     const Array& weight = find(checkpoint, "fc.weight");
     EXPECT_EQ(weight.shape, (std::vector<int64_t>{2, 3})) << name;
     for (int i = 0; i < 6; ++i) EXPECT_EQ(at(weight, i / 3, i % 3), static_cast<float>(i)) << name;
-    float bias[2];
-    std::memcpy(bias, find(checkpoint, "fc.bias").bytes.data(), sizeof(bias));
+    std::array<float, 2> bias{};
+    std::memcpy(bias.data(), find(checkpoint, "fc.bias").bytes.data(), sizeof(bias));
     EXPECT_EQ(bias[0], 6) << name;
     EXPECT_EQ(bias[1], 7) << name;
   }
@@ -71,6 +72,22 @@ std::string refusal(const std::string& name) {
     return failure.what();
   }
   return "accepted";
+}
+
+TEST(StateDict, KeepsTypesThatAreHardlyComputedWith) {
+  const CheckpointFiles checkpoint = read_checkpoint(fixture("odd_types.pt"), ModelFormat::kStateDict);
+  const Array& fp8 = find(checkpoint, "fp8.weight");
+  EXPECT_EQ(fp8.dtype, DType::kF8E4M3);
+  const std::array<unsigned char, 6> codes = {0x00, 0x38, 0x40, 0x44, 0x48, 0x4a};  // 0 to 5
+  EXPECT_EQ(std::memcmp(fp8.bytes.data(), codes.data(), codes.size()), 0);
+  EXPECT_EQ(find(checkpoint, "rotary").dtype, DType::kC64);
+  EXPECT_EQ(find(checkpoint, "rotary").bytes.size(), 24U);
+  EXPECT_EQ(find(checkpoint, "wide").dtype, DType::kU16);
+  EXPECT_EQ(std::to_integer<int>(find(checkpoint, "wide").bytes[1]), 0xff);
+}
+
+TEST(StateDict, RefusesDictsThatHoldEachOtherWithoutEnd) {
+  EXPECT_NE(refusal("shared_dicts.pt").find("more than 200000 entries"), std::string::npos);
 }
 
 TEST(StateDict, RefusesAWholeModuleWithTheWayOut) {

@@ -93,8 +93,23 @@ TEST(TorchScriptScan, RefusesOperatorsThatReachFiles) {
 
 TEST(TorchScriptScan, IsNotFooledByNamesAndStrings) {
   for (const char* statement :
-       {"y = self.save(x)", "save = x", "y = \"torch.save(x)\"", "print(x)  # torch.save(x)"}) {
+       {"y = self.save(x)", "save = x", "y = \"torch.save(x)\"", "print(x)  # torch.save(x)",
+        "y = (self.ops).save(x)", "y = self.ops.conv.forward(x)", "y = ops.quantized.linear_dynamic(x)",
+        "y = \"it's\"", "y = annotate(__torch__.torch.classes.quantized.LinearPackedParamsBase, x)"}) {
     EXPECT_EQ(scan(with_statement(statement)), "accepted") << statement;
+  }
+}
+
+TEST(TorchScriptScan, RefusesWhatCouldHideACall) {
+  for (const char* statement :
+       {"t = torch", "getattr(torch, \"save\")(x)", "t = ops.aten", "y = ops . prim.data(x)", "y = [torch]",
+        "q = \"\"\" \" \"\"\"", "q = ''' ' '''", "q = \"a\nb\""}) {
+    EXPECT_NE(scan(with_statement(statement)).find("can hide what it calls"), std::string::npos) << statement;
+    EXPECT_EQ(scan(with_statement(statement), true), "accepted") << statement;
+  }
+  for (const char* statement :
+       {"ops.rpc.rpc_sync(x)", "y = annotate(__torch__.torch.classes.c10d.Store, x)"}) {
+    EXPECT_NE(scan(with_statement(statement)).find("no part of computing"), std::string::npos) << statement;
   }
 }
 

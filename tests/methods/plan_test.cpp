@@ -10,10 +10,10 @@ namespace {
 const int kTied = 0, kOwn = 0, kConv = 0;
 
 std::vector<Decision> three_layers() {
-  return {{"embed", LayerKind::kEmbedding, "", &kTied, 40},
-          {"head", LayerKind::kLinear, "", &kTied, 40},
-          {"fc", LayerKind::kLinear, "", &kOwn, 40},
-          {"conv", LayerKind::kConv2d, "", &kConv, 40}};
+  return {{"embed", LayerKind::kEmbedding, "", {&kTied, {}, {}}, 40},
+          {"head", LayerKind::kLinear, "", {&kTied, {}, {}}, 40},
+          {"fc", LayerKind::kLinear, "", {&kOwn, {}, {}}, 40},
+          {"conv", LayerKind::kConv2d, "", {&kConv, {}, {}}, 40}};
 }
 
 std::string no_convolutions(LayerKind kind) { return kind == LayerKind::kConv2d ? "no convolutions" : ""; }

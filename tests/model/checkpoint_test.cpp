@@ -37,9 +37,10 @@ TEST(WriteCompressed, PiecesGiveWhatTheWholeGives) {
   source.checkpoint.files = {std::make_shared<const MappedFile>(folder / "source")};
   source.checkpoint.file_of = {0, 0};
   OutputFile file(folder / "out", false);
-  write_compressed(source.checkpoint, 0, {true, false}, StoredType::kInt8Rows, by_rows, file);
+  const StoragePlan plan{StoredType::kInt8Rows, {true, false}, {}};
+  write_compressed(source.checkpoint, 0, plan, by_rows, file);
   EXPECT_EQ(file.size() + source.weight.numel() + 5000 * 4 + 7 * 4,
-            predict_checkpoint_bytes(source.checkpoint, {true, false}, StoredType::kInt8Rows));
+            predict_compressed_bytes(source.checkpoint, plan));
   file.commit();
 
   const CheckpointFiles written = read_checkpoint(folder / "out", ModelFormat::kSafetensors);

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Tuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 warnings.filterwarnings("ignore")
 
@@ -94,6 +96,101 @@ class Conv(nn.Module):
         return self.out(torch.relu(self.conv(x)).flatten(1))
 
 
+class Parent(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.out(self.inner(x))
+
+
+class ScalesInput(nn.Linear):
+    def forward(self, x):
+        return F.linear(x * 2, self.weight, self.bias)
+
+
+class ScalesBias(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias * 3 + 1)
+
+
+class SwapsOperands(nn.Linear):
+    def forward(self, x):
+        return F.linear(self.weight, x)
+
+
+class IgnoresBias(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight)
+
+
+class HasNorm(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+    @torch.jit.export
+    def norm(self) -> torch.Tensor:
+        return self.weight.norm()
+
+
+class ReadsAttribute(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+        self.inner.alpha = 2.0
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.out(self.inner(x)) * self.inner.alpha
+
+
+class Autoencoder(nn.Module):
+    """Two layers over the same memory that are not the same weight."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+        self.out = nn.Linear(16, 16)
+        self.out.weight = nn.Parameter(view(self.inner.weight.detach()))
+        self.out.bias = nn.Parameter(torch.zeros(self.out.weight.shape[0]))
+
+    def forward(self, x):
+        return self.out(torch.relu(self.inner(x)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0])
+
+
+class EmptyLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 0)
+        self.back = nn.Linear(0, 16)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(self.back(self.inner(x)))
+
+
+def times_ten(self, input: Tuple[torch.Tensor], output: torch.Tensor):
+    return output * 10
+
+
+def hooked(on):
+    model = Parent(nn.Linear(16, 16))
+    getattr(model, on, model).register_forward_hook(times_ten)
+    return model
+
+
 FLOATS = torch.Generator().manual_seed(1)
 
 
@@ -110,6 +207,19 @@ CASES = [
     ("tied head", TiedHead(), torch.randint(0, 50, (3, 6)), {"embed": "keep", "mix": "int8", "head": "keep"}),
     ("attention", Attention(), floats(2, 5, 16), {"out": "int8"}),
     ("reads weight", ReadsWeight(), floats(4, 16), {"inner": "keep", "out": "int8"}),
+    ("scales its input", Parent(ScalesInput(16, 16)), floats(4, 16), {"inner": "keep", "out": "int8"}),
+    ("scales its bias", Parent(ScalesBias(16, 16)), floats(4, 16), {"inner": "keep", "out": "int8"}),
+    ("swaps its operands", Parent(SwapsOperands(16, 16)), floats(16, 16), {"inner.weight": "keep", "out": "int8"}),
+    ("ignores its bias", Parent(IgnoresBias(16, 16)), floats(4, 16), {"inner": "int8", "out": "int8"}),
+    ("further method", Parent(HasNorm(16, 16)), floats(4, 16), {"out": "int8"}),
+    ("reads attribute", ReadsAttribute(), floats(4, 16), {"out": "int8"}),
+    ("transposed tie", Autoencoder(torch.t), floats(4, 16), {"inner": "int8", "out": "int8"}),
+    ("cut tie", Autoencoder(lambda w: w[:4]), floats(4, 16), {"inner": "int8", "out": "int8"}),
+    ("recurrent", Recurrent(), floats(2, 5, 16), {"lstm.weight_ih_l0": "keep", "out": "int8"}),
+    ("empty layers", EmptyLayers(), floats(4, 16), {"inner": "keep", "back": "keep", "out": "int8"}),
+    ("hook on the whole", hooked("whole"), floats(4, 16), {"inner": "int8", "out": "int8"}),
+    ("hook on a layer", hooked("inner"), floats(4, 16), {"out": "int8"}),
+    ("many small layers", nn.Sequential(*[nn.Linear(16, 16) for _ in range(12)]), 10 * floats(4, 16), {"11": "int8"}),
     ("convolution", Conv(), floats(2, 3, 8, 8), {"conv": "keep", "out": "int8"}),
 ]
 SETTINGS = [
@@ -146,6 +256,8 @@ def check_case(binary, folder, name, model, x, decisions):
                 wanted = decision if wanted == "int8" else wanted
                 assert made[layer]["decision"] == wanted, (what, made[layer])
                 assert (made[layer]["reason"] is None) == (wanted != "keep"), (what, made[layer])
+            size = report["size"]["predicted_bytes"] / report["output"]["bytes"]
+            assert abs(size - 1) < 0.02, (what, size)
             loaded = torch.jit.load(str(folder / "out.pt"))
             got = loaded(x)
             assert got.dtype == torch.float32 and got.shape == model(x).shape, what

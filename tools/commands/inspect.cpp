@@ -1,4 +1,5 @@
 #include <map>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -34,6 +35,8 @@ std::string quantize_obstacle(LayerKind kind) {
                                                                   : "";
 }
 
+at::Tensor as_bytes(const at::Tensor& values) { return values.detach().contiguous().view(at::kByte); }
+
 // Marks rows whose values are those of an earlier one.
 class TwinFinder {
  public:
@@ -45,7 +48,7 @@ class TwinFinder {
     }
     for (const auto& [name, other] : by_size_[{row.dtype, values.numel()}]) {
       if (row.equals.empty() && values.numel() > 1 && other.sizes() == values.sizes() &&
-          at::equal(other, values))
+          at::equal(as_bytes(other), as_bytes(values)))
         row.equals = name;
     }
     if (row.equals.empty()) by_size_[{row.dtype, values.numel()}].emplace_back(row.name, values);
@@ -56,23 +59,21 @@ class TwinFinder {
   std::map<std::pair<std::string, int64_t>, std::vector<std::pair<std::string, at::Tensor>>> by_size_;
 };
 
-int64_t count_non_finite(const at::Tensor& values) {
-  return values.is_floating_point() ? values.numel() - values.isfinite().sum().item<int64_t>() : 0;
-}
-
 std::vector<Row> list_program(const torch::jit::Module& program) {
   std::vector<Row> rows;
   TwinFinder twins;
   std::map<std::string, Layer> layers;
   for (const Layer& layer : list_layers(program)) layers.emplace(layer.name + ".weight", layer);
-  const auto add = [&](const std::string& name, const at::Tensor& values) {
+  const auto add = [&](const std::string& name, at::Tensor values) {
+    if (values.is_quantized()) values = values.int_repr();
+    if (values.is_sparse()) values = values.coalesce().values();
     const auto layer = layers.find(name);
     Row row{name,
             "other",
             c10::toString(values.scalar_type()),
             values.sizes().vec(),
             values.nbytes(),
-            count_non_finite(values),
+            count_elements_of(values).non_finite,
             "not the weight of a linear layer or embedding",
             "",
             ""};
@@ -92,6 +93,7 @@ std::vector<Row> list_program(const torch::jit::Module& program) {
 std::vector<Row> list_checkpoint(const CheckpointFiles& checkpoint) {
   std::vector<Row> rows;
   TwinFinder twins;
+  const std::set<std::string> names = names_of(checkpoint);
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     Row row{array.name,
@@ -106,15 +108,11 @@ std::vector<Row> list_checkpoint(const CheckpointFiles& checkpoint) {
     LayerKind kind{};
     if (guess_kind(array, kind)) {
       row.kind = name_of(kind);
-      row.obstacle = quantize_obstacle(kind);
+      row.obstacle = obstacle_of(array, names);
+      if (row.obstacle.empty()) row.obstacle = quantize_obstacle(kind);
     }
-    const bool computable = array.dtype != DType::kU16 && array.dtype != DType::kU32 &&
-                            array.dtype != DType::kU64 && array.dtype != DType::kF8E4M3 &&
-                            array.dtype != DType::kF8E5M2;
-    if (computable) {
-      row.non_finite = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]).non_finite;
-      twins.visit(row, rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]));
-    }
+    row.non_finite = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]).non_finite;
+    twins.visit(row, rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]));
     rows.push_back(row);
   }
   return rows;

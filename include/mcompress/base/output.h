@@ -3,17 +3,19 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "mcompress/base/mapped_file.h"
 
 namespace mcompress {
 
-// Refuses an output before any work: it is one of the inputs (73), it exists and `force` is not
-// set (73), it is a folder where a file is wanted or the other way round (73), its folder is
+// Refuses an output before any work: it is one of the run's other paths or a folder around one (73),
+// it exists and `force` is not set (73), it is a folder where a file is wanted, or a device, or the
+// other way round (73), it is a folder that holds something else than a model (73), its folder is
 // missing (73) or not writable (77), or the disk has less than `size_bytes` left (74).
 enum class OutputKind { kFile, kFolder };
-void check_output(const std::string& path, OutputKind kind, bool force, const std::string& input,
-                  uint64_t size_bytes = 0);
+void check_output(const std::string& path, OutputKind kind, bool force,
+                  const std::vector<std::string>& other_paths, uint64_t size_bytes = 0);
 
 // A file that appears complete or not at all. It is written as `.NAME.mcompress-tmp` beside the
 // target, locked against a second writer; commit() syncs it and renames it into place. A stub left
@@ -28,6 +30,7 @@ class OutputFile {
   void write(Bytes bytes);                      // appends; throws Error(74) where the disk is full
   void write_at(uint64_t offset, Bytes bytes);  // leaves the append position as it is
   uint64_t size() const { return size_; }       // bytes appended so far
+  const std::string& temporary() const { return temporary_; }  // where it lies before commit()
   void commit();
 
  private:
@@ -46,6 +49,7 @@ class OutputFolder {
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
 
+  const std::string& temporary() const { return temporary_; }  // where it lies before commit()
   std::string path_of(const std::string& name) const { return temporary_ + "/" + name; }
   void commit();
 

@@ -5,6 +5,9 @@
 
 namespace mcompress {
 
+// Keeps files from being opened as 0, 1 or 2 where the caller closed these; writing there still fails.
+void hold_standard_streams();
+
 // Unmaps the pages of code that were read so far; those still needed come back from the page cache.
 // LibTorch's start reads some 45 MB that are not used again.
 void drop_startup_code();

@@ -10,4 +10,7 @@ namespace mcompress {
 enum class Printable { kOneLine, kLines };
 std::string printable(std::string_view text, Printable kind = Printable::kOneLine);
 
+// Writes to stderr; where that fails there is nobody to tell.
+void write_stderr(const std::string& text);
+
 }  // namespace mcompress

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "mcompress/base/mapped_file.h"
@@ -24,12 +26,16 @@ enum class DType {
   kU64,
   kF64,
   kF8E4M3,
-  kF8E5M2
+  kF8E5M2,
+  kF8E8M0,
+  kC64,  // complex, of two float32
+  kC128
 };
 
 uint64_t size_of(DType dtype);     // bytes of one element
 const char* name_of(DType dtype);  // "F32"
-bool is_floating(DType dtype);
+bool is_floating(DType dtype);     // real numbers of any width
+std::optional<DType> dtype_named(std::string_view name);
 
 // One named array inside a mapped file. Strides are in elements; empty means contiguous.
 struct Array {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,12 +36,12 @@ void check_crcs(const std::vector<ZipEntry>& entries, const std::string& path);
 // Members of `deflate` are packed where that makes them smaller.
 class ZipWriter {
  public:
-  explicit ZipWriter(OutputFile& file) : file_(file) {}
+  using Sink = std::function<void(Bytes)>;  // takes the file's bytes in order
+  explicit ZipWriter(Sink sink) : sink_(std::move(sink)) {}
+  explicit ZipWriter(OutputFile& file) : ZipWriter([&file](Bytes bytes) { file.write(bytes); }) {}
   void add(const std::string& name, Bytes content, bool deflate);
   void finish();  // the central directory
-
-  // Bytes that a stored member of that name and size adds, alignment at its mean.
-  static uint64_t overhead_bytes(const std::string& name);
+  uint64_t size_bytes() const { return size_bytes_; }
 
  private:
   struct Record {
@@ -50,7 +51,10 @@ class ZipWriter {
     uint64_t packed, size, offset;
   };
 
-  OutputFile& file_;
+  void write(Bytes bytes);
+
+  Sink sink_;
+  uint64_t size_bytes_ = 0;
   std::vector<Record> records_;
 };
 

@@ -13,8 +13,8 @@ namespace mcompress {
 struct Decision {
   std::string name;
   LayerKind kind;
-  std::string reason;    // starts as the layer's own obstacle
-  const void* identity;  // equal for layers that share one weight
+  std::string reason;  // starts as the layer's own obstacle
+  WeightIdentity identity;
   uint64_t bytes_before = 0;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,11 @@ namespace mcompress {
 // like an embedding is one, any other matrix is a linear layer. False where it is no layer's weight.
 bool guess_kind(const Array& array, LayerKind& kind);
 
+// Why the weight of a layer cannot be compressed, though its kind can: it is empty, or quantized
+// already, which `names`, those of all arrays, may tell. Empty where it can.
+std::string obstacle_of(const Array& array, const std::set<std::string>& names);
+std::set<std::string> names_of(const CheckpointFiles& checkpoint);
+
 // A view of rows [begin, end) of an array in its map; copied where the map is not aligned.
 at::Tensor rows_of(const Array& array, int64_t begin, int64_t end);
 
@@ -27,26 +33,34 @@ ElementCount count_elements_of(const Array& array, const MappedFile& map);
 // How the chosen weights of a checkpoint are stored.
 enum class StoredType { kInt8Rows, kInt8Tensor, kFloat16, kBFloat16 };
 
-// Bytes of the data files that write_compressed() will write.
-uint64_t predict_checkpoint_bytes(const CheckpointFiles& checkpoint, const std::vector<bool>& chosen,
-                                  StoredType type);
+// What becomes of the arrays of a checkpoint.
+struct StoragePlan {
+  StoredType type = StoredType::kInt8Rows;
+  std::vector<bool> chosen;              // by array; the others stay as they are
+  std::vector<std::string> kept_linear;  // names of the linear layers that were left alone
+};
+
+// The name of the scale beside an int8 array, as compressed-tensors has it: `NAME_scale`.
+std::string scale_name(const std::string& array);
 
 // Turns some rows [n, columns], float32, into codes int8 and scale [n].
 using QuantizeRows = std::function<Int8Channel(const at::Tensor& rows)>;
 
 // Writes the arrays of `checkpoint` that lie in its file number `part` as safetensors: those that
-// are chosen (by index) as int8 `NAME` with a float32 `NAME_scale` ([rows, 1], or [1] for one scale
-// a tensor) beside, as compressed-tensors names them, or as a narrower float; the rest as they are.
-// Rows are read, quantized and written a piece at a time, so that memory does not grow with the
-// file. Throws Error(65) naming an array that holds NaN or infinity, or overflows float16.
-void write_compressed(const CheckpointFiles& checkpoint, size_t part, const std::vector<bool>& chosen,
-                      StoredType type, const QuantizeRows& quantize, OutputFile& file);
+// are chosen as int8 with a float32 scale beside ([rows, 1], or [1] for one scale a tensor), or as a
+// narrower float; the rest as they are. Rows are read, quantized and written a piece at a time, so
+// that memory does not grow with the file. Throws Error(65) naming an array that holds NaN or
+// infinity, or overflows float16, or whose name is not UTF-8.
+void write_compressed(const CheckpointFiles& checkpoint, size_t part, const StoragePlan& plan,
+                      const QuantizeRows& quantize, OutputFile& file);
+uint64_t predict_compressed_bytes(const CheckpointFiles& checkpoint, const StoragePlan& plan);
 
-// Writes a Hugging Face folder beside its source: the compressed shards under their names, the
+// Writes a Hugging Face folder beside its `source`: the compressed shards under their names, the
 // index, config.json with a compressed-tensors quantization_config (int-quantized, W8A8 dynamic),
-// every other file as it is. `kept` names the linear layers that were left alone.
+// every other file as it is.
 void write_compressed_folder(const CheckpointFiles& checkpoint, const std::string& source,
-                             const std::vector<bool>& chosen, StoredType type, const QuantizeRows& quantize,
-                             const std::vector<std::string>& kept, OutputFolder& folder);
+                             const StoragePlan& plan, const QuantizeRows& quantize, OutputFolder& folder);
+uint64_t predict_folder_bytes(const CheckpointFiles& checkpoint, const std::string& source,
+                              const StoragePlan& plan);
 
 }  // namespace mcompress

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <compare>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -19,5 +21,14 @@ struct Layer {
   std::vector<std::string> methods;  // "forward"; a traced module used again has "forward1", ...
   std::string obstacle;              // why it cannot be replaced; empty where it can
 };
+
+// Which weight a layer uses: equal where two layers use the same memory in the same way. A transposed
+// or cut view of another's weight is a weight of its own.
+struct WeightIdentity {
+  const void* data = nullptr;
+  std::vector<int64_t> sizes, strides;
+  auto operator<=>(const WeightIdentity&) const = default;
+};
+WeightIdentity identity_of(const at::Tensor& weight);
 
 }  // namespace mcompress

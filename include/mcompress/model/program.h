@@ -14,11 +14,11 @@
 namespace mcompress {
 
 // Loads a TorchScript archive in eval mode after scan_torchscript() has passed it. What the program
-// prints goes to stderr. Throws Error(65).
+// prints goes to stderr. Throws Error: 65, or 71 where memory does not suffice.
 torch::jit::Module load_program(const std::string& path, bool trust_code);
 
-// The program's forward pass over one batch, without gradients. The function throws Error(65) where
-// the program fails on the batch or does not return a tensor.
+// The program's forward pass over one batch, hooks included, without gradients. The function throws Error(65)
+// where the program fails on the batch or does not return a tensor.
 std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::Module& program);
 
 // The layers of a program in the order of its modules. A layer whose weight other code reads, or
@@ -32,12 +32,11 @@ std::vector<Layer> list_layers(const torch::jit::Module& program);
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                   const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
 
-// Bytes that save_program will write, to about 2 %: the members of the archive at `path` without the
-// weights of the replaced layers, and what takes their place.
-uint64_t predict_program_bytes(const std::string& path, const std::vector<Layer>& layers,
-                               const std::map<std::string, CompressedWeight>& weights);
+// A program as LibTorch serializes it, in memory.
+std::string serialize_program(const torch::jit::Module& program);
 
-// Writes the program as a TorchScript archive without its debug records.
-void save_program(const torch::jit::Module& program, OutputFile& file);
+// Writes a serialized program as a TorchScript archive, aligned and without its debug records.
+void write_program(const std::string& serialized, OutputFile& file);
+uint64_t count_program_bytes(const std::string& serialized);  // that write_program() will write
 
 }  // namespace mcompress

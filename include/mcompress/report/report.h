@@ -19,7 +19,8 @@ namespace mcompress {
 // A setting of the run with its type (monostate: not set), and where it came from: flag, environment,
 // config, default.
 struct Setting {
-  using Value = std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>>;
+  using Value = std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>,
+                             std::vector<double>>;
   std::string name;
   Value value;
   std::string source;

@@ -1,0 +1,117 @@
+#include <set>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/checked.h"
+#include "mcompress/base/output.h"
+#include "mcompress/methods/grid.h"
+#include "mcompress/model/checkpoint.h"
+#include "models.h"
+#include "quantize.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+void check_checkpoint_options(const QuantizeCommand& options, ModelFormat format) {
+  if (!options.eval.data_path.empty()) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
+                "--eval-command",
+                options.model);
+  }
+  if (options.runtime != "int8") {
+    throw error(Exit::kUsage, "'{}' holds weights without a program, so --runtime {} means nothing",
+                options.model, options.runtime);
+  }
+  if (format == ModelFormat::kHuggingFace && options.embeddings && options.dtype == "int8") {
+    throw error(Exit::kUsage,
+                "--embeddings has no int8 form that readers of a Hugging Face folder know; leave it out");
+  }
+}
+
+StoredType stored_type(const QuantizeCommand& options) {
+  if (options.dtype == "float16") return StoredType::kFloat16;
+  if (options.dtype == "bfloat16") return StoredType::kBFloat16;
+  return options.per_tensor ? StoredType::kInt8Tensor : StoredType::kInt8Rows;
+}
+
+uint64_t compressed_bytes(const Array& array, StoredType type) {
+  const uint64_t elements = count_elements(array.shape).value();
+  if (type == StoredType::kFloat16 || type == StoredType::kBFloat16) return 2 * elements;
+  const uint64_t scales = type == StoredType::kInt8Rows ? static_cast<uint64_t>(array.shape[0]) : 1;
+  return elements + scales * sizeof(float);
+}
+
+StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCommand& options,
+                            Report& report) {
+  StoragePlan result{stored_type(options), std::vector<bool>(checkpoint.arrays.size(), false), {}};
+  const std::set<std::string> names = names_of(checkpoint);
+  std::vector<Decision> plan;
+  std::vector<size_t> indices;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    const uint64_t bytes = count_elements(array.shape).value() * size_of(array.dtype);
+    LayerKind kind{};
+    if (guess_kind(array, kind)) {
+      const void* place = array.bytes.empty() ? static_cast<const void*>(&array) : array.bytes.data();
+      plan.push_back(
+          {array.name, kind, obstacle_of(array, names), {place, array.shape, array.strides}, bytes});
+      indices.push_back(i);
+    } else if (is_floating(array.dtype) && array.shape.size() >= 2) {
+      report.layers.push_back(other_weight(array.name, bytes));
+    }
+  }
+  decide_all(plan, options);
+  for (size_t i = 0; i < plan.size(); ++i) {
+    result.chosen[indices[i]] = plan[i].reason.empty();
+    const std::string& name = plan[i].name;
+    if (!plan[i].reason.empty() && plan[i].kind == LayerKind::kLinear)
+      result.kept_linear.push_back(name.substr(0, name.rfind('.')));
+    report.layers.push_back(
+        record_of(plan[i], options, compressed_bytes(checkpoint.arrays[indices[i]], result.type)));
+  }
+  return result;
+}
+
+}  // namespace
+
+void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, const RunOptions& run,
+                         Report& report) {
+  check_checkpoint_options(options, format);
+  const bool folder = format == ModelFormat::kHuggingFace;
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
+  report.warnings = checkpoint.notes;
+  const StoragePlan plan = plan_checkpoint(checkpoint, options, report);
+  evaluate_input(options, report);
+  report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)
+                                  : predict_compressed_bytes(checkpoint, plan);
+  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint));
+  if (options.dry_run) return finish_dry_run(run, report);
+
+  const ModelFormat written = folder ? format : ModelFormat::kSafetensors;
+  const auto count_written = [&](const std::string& path) {
+    return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, written)); });
+  };
+  const auto quantize = [](const at::Tensor& rows) { return quantize_rows(rows, Int8Grid::kRow); };
+  check_output(options.output, folder ? OutputKind::kFolder : OutputKind::kFile, run.force, {options.model},
+               *report.predicted_bytes);
+  WeightCount count;
+  if (folder) {
+    OutputFolder output(options.output, run.force);
+    timed(report, "write",
+          [&] { write_compressed_folder(checkpoint, options.model, plan, quantize, output); });
+    count = count_written(output.temporary());
+    output.commit();
+  } else {
+    OutputFile output(options.output, run.force);
+    timed(report, "write", [&] { write_compressed(checkpoint, 0, plan, quantize, output); });
+    count = count_written(output.temporary());
+    output.commit();
+  }
+  report.output = describe_artifact(options.output, written, count);
+  conclude(options, report);
+}
+
+}  // namespace mcompress::cli
