@@ -52,8 +52,18 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
   return count_checkpoint(read_checkpoint(path, format));
 }
 
+Hash begin_hash(const std::string& path) {
+  return std::async(std::launch::async, [path] { return sha256_of_path(path); });
+}
+
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count) {
-  Artifact artifact{path, name_of(format), sha256_of_path(path), 0, count.parameters, count.nonzeros};
+  Hash hash = begin_hash(path);
+  return describe_artifact(path, format, count, hash);
+}
+
+Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
+                           Hash& hash) {
+  Artifact artifact{path, name_of(format), hash.get(), 0, count.parameters, count.nonzeros};
   if (!fs::is_directory(path)) {
     artifact.bytes = fs::file_size(path);
     return artifact;

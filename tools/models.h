@@ -1,5 +1,6 @@
 #pragma once
 
+#include <future>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,11 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
 
 // The model at `path` as the report shows it; a folder's bytes are those of all its files.
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count);
+
+// The same, its file hashed beside other work since begin_hash().
+using Hash = std::future<std::string>;
+Hash begin_hash(const std::string& path);
+Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count, Hash& hash);
 
 // Accuracy of each program on all data, and latency on its first batch, the programs taking turns.
 std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,

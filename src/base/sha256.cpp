@@ -9,6 +9,7 @@
 #include <openssl/evp.h>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
 
 namespace mcompress {
 
@@ -42,6 +43,7 @@ std::string sha256_of_file(const MappedFile& file) {
   Hasher hasher;
   const Bytes all = file.bytes();
   for (size_t at = 0; at < all.size(); at += kPiece) {
+    check_interrupt();
     const Bytes piece = all.subspan(at, std::min(kPiece, all.size() - at));
     hasher.update(piece);
     file.drop(all.first(at + piece.size()));

@@ -1,6 +1,7 @@
 #include "mcompress/model/pieces.h"
 
 #include <algorithm>
+#include <bit>
 
 #include <ATen/ATen.h>
 
@@ -30,9 +31,23 @@ at::Tensor as_counted(const at::Tensor& part) {
   }
 }
 
+// The usual case in one pass.
+ElementCount count_floats(const float* values, int64_t size) {
+  constexpr int32_t kExponent = 0x7f800000;  // all ones in NaN and infinity
+  ElementCount count{size, 0, 0};
+  for (int64_t i = 0; i < size; ++i) {
+    const auto bits = std::bit_cast<int32_t>(values[i]);
+    count.nonzeros += (bits & INT32_MAX) != 0 ? 1 : 0;
+    count.non_finite += (bits & kExponent) == kExponent ? 1 : 0;
+  }
+  return count;
+}
+
 }  // namespace
 
 ElementCount count_elements_of(const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
+    return count_floats(tensor.const_data_ptr<float>(), tensor.numel());
   ElementCount count;
   const at::Tensor rows = tensor.detach().is_contiguous() ? tensor.detach().view({-1, 1}) : tensor.detach();
   const int64_t columns = rows.dim() == 0 || rows.size(0) == 0 ? 1 : rows.numel() / rows.size(0);

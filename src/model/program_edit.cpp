@@ -1,6 +1,7 @@
 #include <functional>
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <fmt/ranges.h>
 #include <torch/csrc/jit/frontend/resolver.h>
 
 #include "mcompress/base/error.h"
@@ -24,15 +25,9 @@ struct KernelResolver : torch::jit::NativeResolver {
   }
 };
 
-// Activations become uint8 with one range a row: x ~ q * scale + low, so that
-// y = scale * (q * codes) * weight_scale + low * sum(weight row) + bias.
-// The packed weight is opaque to the pickler, so the state is only what it is made from.
-constexpr const char* kInt8Source = R"(
-def pack(self) -> None:
-    self.packed = onednn.qlinear_prepack(self.weight, None)
-    self.zero = torch.zeros_like(self.scale, dtype=4)
-    self.row_sum = torch.mul(torch.sum(self.weight, [1], dtype=6), self.scale)
-
+// Packed weights are opaque to the pickler, so the state of an int8 linear layer is what they are made
+// from.
+constexpr const char* kPackedState = R"(
 def __getstate__(self) -> Tuple[Tensor, Tensor, Tensor, bool]:
     return (self.weight, self.scale, self.bias, self.training)
 
@@ -42,6 +37,15 @@ def __setstate__(self, state: Tuple[Tensor, Tensor, Tensor, bool]) -> None:
     self.bias = state[2]
     self.training = state[3]
     self.pack()
+)";
+
+// Activations become uint8 with one range a row: x ~ q * scale + low, so that
+// y = scale * (q * codes) * weight_scale + low * sum(weight row) + bias.
+constexpr const char* kInt8Pack = R"(
+def pack(self) -> None:
+    self.packed = onednn.qlinear_prepack(self.weight, None)
+    self.zero = torch.zeros_like(self.scale, dtype=4)
+    self.row_sum = torch.mul(torch.sum(self.weight, [1], dtype=6), self.scale)
 )";
 
 constexpr const char* kInt8Forward = R"(
@@ -65,9 +69,18 @@ def {}(self, x: Tensor) -> Tensor:
     return torch.linear(x, self.weight.to(dtype=6), self.bias)
 )";
 
-constexpr const char* kFbgemmLinear = R"(
+// torch.ao's operator: one range a batch. The grid of pairs allows all 8 bits of the activations,
+// where torch.ao gives one away.
+constexpr const char* kFbgemmPack = R"(
+def pack(self) -> None:
+    scale = self.scale.to(dtype=7)
+    codes = torch._make_per_channel_quantized_tensor(self.weight, scale, torch.zeros_like(scale, dtype=4), 0)
+    self.packed = quantized.linear_prepack(codes, self.bias)
+)";
+
+constexpr const char* kFbgemmForward = R"(
 def {}(self, x: Tensor) -> Tensor:
-    return quantized.linear_dynamic(x, self.packed, True)
+    return quantized.linear_dynamic(x, self.packed, False)
 )";
 
 constexpr const char* kInt8Embedding = R"(
@@ -79,21 +92,6 @@ constexpr const char* kDenseEmbedding = R"(
 def {}(self, x: Tensor) -> Tensor:
     return torch.embedding(self.weight, x).to(dtype=6)
 )";
-
-// A module that stands in for `layer`; `forward` holds the source of one method, its name left open.
-Module make_module(const char* name, const char* forward, const char* more, const Layer& layer,
-                   const std::function<void(Module&)>& add_attributes) {
-  Module module(c10::QualifiedName(std::string("__torch__.mcompress.") + name),
-                std::make_shared<torch::jit::CompilationUnit>(), true);
-  if (!module.hasattr("training")) module.register_attribute("training", c10::BoolType::get(), false);
-  add_attributes(module);
-  const auto resolver = std::make_shared<KernelResolver>();
-  if (more != nullptr) module.define(more, resolver);
-  for (const std::string& method : layer.methods) {
-    module.define(fmt::format(fmt::runtime(forward), method), resolver);
-  }
-  return module;
-}
 
 at::Tensor bias_or_zeros(const Layer& layer) {
   return layer.bias.defined() ? layer.bias.detach() : at::zeros({layer.weight.size(0)});
@@ -114,42 +112,76 @@ c10::IValue pack_for_fbgemm(const Int8Channel& weight, const at::Tensor& bias) {
   return stack.front();
 }
 
-Module make_int8_linear(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
-  if (runtime == Runtime::kFbgemm) {
-    const c10::IValue packed = pack_for_fbgemm(weight, bias_or_zeros(layer));
-    return make_module("FbgemmLinear", kFbgemmLinear, nullptr, layer,
-                       [&](Module& m) { m.register_attribute("packed", packed.type(), packed); });
-  }
-  const bool int8 = runtime == Runtime::kInt8;
-  const auto add_attributes = [&](Module& module) {
-    module.register_buffer("weight", weight.codes);
-    module.register_buffer("scale", weight.scale);
-    module.register_buffer("bias", bias_or_zeros(layer));
-    if (!int8) return;
-    for (const char* derived : {"packed", "zero", "row_sum"}) {
-      module.register_attribute(derived, c10::TensorType::get(), at::empty({0}));
-    }
-  };
-  return int8 ? make_module("Int8Linear", kInt8Forward, kInt8Source, layer, add_attributes)
-              : make_module("PortableInt8Linear", kPortableLinear, nullptr, layer, add_attributes);
+// What stands in for a layer: a class by its name and source, and what one object of it holds.
+struct Replacement {
+  std::string name;
+  const char* forward;         // source of one method, its name left open
+  const char* pack = nullptr;  // source that makes what is not stored
+  std::map<std::string, at::Tensor> buffers = {};
+  std::map<std::string, c10::IValue> attributes = {};  // beside the buffers
+};
+
+Replacement int8_linear(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
+  const at::Tensor bias = bias_or_zeros(layer);
+  const std::map<std::string, at::Tensor> buffers = {
+      {"weight", weight.codes}, {"scale", weight.scale}, {"bias", bias}};
+  if (runtime == Runtime::kFbgemm)
+    return {
+        "FbgemmLinear", kFbgemmForward, kFbgemmPack, buffers, {{"packed", pack_for_fbgemm(weight, bias)}}};
+  if (runtime == Runtime::kPortable) return {"PortableInt8Linear", kPortableLinear, nullptr, buffers};
+  const at::Tensor later = at::empty({0});  // made when the file is loaded
+  return {"Int8Linear",
+          kInt8Forward,
+          kInt8Pack,
+          buffers,
+          {{"packed", later}, {"zero", later}, {"row_sum", later}}};
 }
 
-Module make_replacement(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {
+Replacement replacement_of(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {
   const bool embedding = layer.kind == LayerKind::kEmbedding;
   if (const auto* dense = std::get_if<Dense>(&weight)) {
-    return make_module(embedding ? "DenseEmbedding" : "DenseLinear",
-                       embedding ? kDenseEmbedding : kDenseLinear, nullptr, layer, [&](Module& module) {
-                         module.register_buffer("weight", dense->values);
-                         if (!embedding) module.register_buffer("bias", bias_or_zeros(layer));
-                       });
+    if (embedding) return {"DenseEmbedding", kDenseEmbedding, nullptr, {{"weight", dense->values}}};
+    return {
+        "DenseLinear", kDenseLinear, nullptr, {{"weight", dense->values}, {"bias", bias_or_zeros(layer)}}};
   }
   const auto& int8 = std::get<Int8Channel>(weight);
-  if (!embedding) return make_int8_linear(layer, int8, runtime);
-  return make_module("Int8Embedding", kInt8Embedding, nullptr, layer, [&](Module& module) {
-    module.register_buffer("weight", int8.codes);
-    module.register_buffer("scale", int8.scale);
-  });
+  if (!embedding) return int8_linear(layer, int8, runtime);
+  return {"Int8Embedding", kInt8Embedding, nullptr, {{"weight", int8.codes}, {"scale", int8.scale}}};
 }
+
+// Makes the modules; those of one class share it, which keeps files small and their loading short.
+class ModuleMaker {
+ public:
+  Module make(const Replacement& replacement, const std::vector<std::string>& methods) {
+    const auto [found, is_new] =
+        first_of_class_.try_emplace(fmt::format("{} {}", replacement.name, fmt::join(methods, " ")));
+    if (is_new) found->second = make_class(replacement, methods);
+    Module module = found->second.copy();
+    for (const auto& [name, tensor] : replacement.buffers) module.setattr(name, tensor);
+    for (const auto& [name, value] : replacement.attributes) module.setattr(name, value);
+    return module;
+  }
+
+ private:
+  static Module make_class(const Replacement& replacement, const std::vector<std::string>& methods) {
+    Module module(c10::QualifiedName("__torch__.mcompress." + replacement.name),
+                  std::make_shared<torch::jit::CompilationUnit>(), true);
+    if (!module.hasattr("training")) module.register_attribute("training", c10::BoolType::get(), false);
+    for (const auto& [name, tensor] : replacement.buffers) module.register_buffer(name, tensor);
+    for (const auto& [name, value] : replacement.attributes) {
+      // A tensor's own type would fix its sizes.
+      const c10::TypePtr type = value.isTensor() ? c10::TypePtr(c10::TensorType::get()) : value.type();
+      module.register_attribute(name, type, value);
+    }
+    const auto resolver = std::make_shared<KernelResolver>();
+    if (replacement.pack != nullptr) module.define(std::string(replacement.pack) + kPackedState, resolver);
+    for (const std::string& method : methods)
+      module.define(fmt::format(fmt::runtime(replacement.forward), method), resolver);
+    return module;
+  }
+
+  std::map<std::string, Module> first_of_class_;  // by name and methods
+};
 
 // Every attribute read from a module has the type that the module's type now says.
 void retype_attributes(torch::jit::Block* block) {
@@ -234,11 +266,13 @@ class Rebuilder {
 
 Module replace_layers(const Module& program, const std::vector<Layer>& layers,
                       const std::map<std::string, CompressedWeight>& weights, Runtime runtime) {
+  ModuleMaker maker;
   std::map<std::string, Module> replacements;
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
-    if (weight != weights.end())
-      replacements.emplace(layer.name, make_replacement(layer, weight->second, runtime));
+    if (weight == weights.end()) continue;
+    const Replacement replacement = replacement_of(layer, weight->second, runtime);
+    replacements.emplace(layer.name, maker.make(replacement, layer.methods));
   }
   return Rebuilder(replacements).rebuild(program, "");
 }

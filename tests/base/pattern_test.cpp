@@ -14,7 +14,7 @@ TEST(Pattern, IsFoundAnywhereUnlessAnchored) {
 
 TEST(Pattern, NamesThePlaceOfAMistake) {
   try {
-    Pattern("fc(1");
+    const Pattern unused("fc(1");
     FAIL();
   } catch (const Error& failure) {
     EXPECT_EQ(failure.code(), Exit::kUsage);

@@ -15,7 +15,7 @@ struct Members {
   std::string code = "class M(Module):\n  def forward(self, x: Tensor) -> Tensor:\n    return x\n";
   std::string data = "\x80\x02N."s, constants = "\x80\x02)."s;
   std::vector<std::pair<std::string, std::string>> more = {};
-  std::string leave_out = "";
+  std::string leave_out = {};
 };
 
 std::string scan(const Members& members, bool trust_code = false) {
@@ -102,8 +102,8 @@ TEST(TorchScriptScan, IsNotFooledByNamesAndStrings) {
 
 TEST(TorchScriptScan, RefusesWhatCouldHideACall) {
   for (const char* statement :
-       {"t = torch", "getattr(torch, \"save\")(x)", "t = ops.aten", "y = ops . prim.data(x)", "y = [torch]",
-        "q = \"\"\" \" \"\"\"", "q = ''' ' '''", "q = \"a\nb\""}) {
+       {"t = torch", R"(getattr(torch, "save")(x))", "t = ops.aten", "y = ops . prim.data(x)", "y = [torch]",
+        R"(q = """ " """)", "q = ''' ' '''", "q = \"a\nb\""}) {
     EXPECT_NE(scan(with_statement(statement)).find("can hide what it calls"), std::string::npos) << statement;
     EXPECT_EQ(scan(with_statement(statement), true), "accepted") << statement;
   }

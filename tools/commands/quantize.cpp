@@ -48,7 +48,7 @@ Command quantize_command() {
     app.add_flag("--per-tensor", options->per_tensor, "One scale a weight instead of one an output channel");
     app.add_option("--runtime", options->runtime,
                    "How int8 layers compute. int8: oneDNN kernels; portable: plain operators, any CPU; "
-                   "fbgemm: torch.ao's deprecated ones")
+                   "fbgemm: torch.ao's deprecated operator, fastest on small batches")
         ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
     app.add_option("--layer", options->selection.only,
                    "Only layers whose name matches this expression; repeatable")

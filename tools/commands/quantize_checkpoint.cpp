@@ -80,6 +80,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
                          Report& report) {
   check_checkpoint_options(options, format);
   const bool folder = format == ModelFormat::kHuggingFace;
+  Hash hash = begin_hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   report.warnings = checkpoint.notes;
@@ -87,7 +88,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
   evaluate_input(options, report);
   report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)
                                   : predict_compressed_bytes(checkpoint, plan);
-  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint));
+  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint), hash);
   if (options.dry_run) return finish_dry_run(run, report);
 
   const ModelFormat written = folder ? format : ModelFormat::kSafetensors;

@@ -74,6 +74,7 @@ std::vector<Decision> plan_program(const torch::jit::Module& program, const std:
 }  // namespace
 
 void quantize_program(const QuantizeCommand& options, const RunOptions& run, Report& report) {
+  Hash hash = begin_hash(options.model);
   std::optional<Dataset> data;
   if (!options.eval.data_path.empty()) {
     data =
@@ -91,7 +92,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
       timed(report, "compress", [&] { return compress_layers(layers, plan, core); });
   add_records(plan, compressed, options, report);
   const WeightCount count = count_program(program);
-  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, count);
+  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, count, hash);
   const std::string serialized = timed(report, "serialize", [&] {
     return serialize_program(replace_layers(program, layers, compressed.weights, method.runtime));
   });

@@ -12,8 +12,8 @@ struct DynamicOptions {
   Runtime runtime = Runtime::kInt8;
 };
 
-// The weight of a linear layer or embedding as `options` ask for it. The grid is kPair where the
-// int8 runtime will multiply it.
+// The weight of a linear layer or embedding as `options` ask for it. The grid is kPair where int8
+// kernels will multiply it.
 CompressedWeight compress_weight(const at::Tensor& weight, bool is_linear, const DynamicOptions& options);
 
 }  // namespace mcompress

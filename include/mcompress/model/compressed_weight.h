@@ -27,7 +27,7 @@ uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
 
 // How a replaced layer computes. kInt8: uint8 activations, one range a row, by oneDNN's int8
 // kernels. kPortable: weights are dequantized when used, plain aten operators only. kFbgemm: the
-// deprecated quantized::linear_dynamic of torch.ao, 7-bit activations, one range a batch.
+// deprecated quantized::linear_dynamic of torch.ao, one range a batch.
 enum class Runtime { kInt8, kPortable, kFbgemm };
 
 }  // namespace mcompress
