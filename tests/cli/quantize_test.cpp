@@ -128,7 +128,7 @@ TEST(Quantize, EvalCommandMeasuresTheFilesItself) {
   const json report = report_of("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
                                 " --max-accuracy-drop 0.1% " + "--eval-command 'sh " + score + " {model}'");
   EXPECT_EQ(report["metrics"]["before"]["custom"]["kib"], 1397);
-  EXPECT_EQ(report["metrics"]["after"]["custom"]["kib"], 355);
+  EXPECT_EQ(report["metrics"]["after"]["custom"]["kib"], std::filesystem::file_size(folder / "q.pt") / 1024);
   EXPECT_TRUE(report["gates"][0]["passed"]);
 }
 
