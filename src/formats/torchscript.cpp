@@ -10,7 +10,7 @@
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/formats/pickle.h"
-#include "mcompress/formats/state_dict.h"
+#include "mcompress/formats/tensor_place.h"
 
 namespace mcompress {
 

@@ -12,6 +12,7 @@
 #include "mcompress/formats/pickle.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/formats/state_dict.h"
+#include "mcompress/formats/tensor_place.h"
 #include "test_files.h"
 
 namespace mcompress {

@@ -1,11 +1,9 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "mcompress/formats/array.h"
-#include "mcompress/formats/pickle.h"
 #include "mcompress/formats/zip.h"
 
 namespace mcompress {
@@ -24,22 +22,5 @@ bool looks_like_legacy_torch_save(Bytes bytes);
 // pickled nn.Module is refused with the way out.
 StateDict read_state_dict_zip(const std::vector<ZipEntry>& entries, const std::string& path);
 StateDict read_legacy_state_dict(Bytes bytes, const std::string& path);
-
-// The bytes of one storage in a torch archive, and how a tensor lies in it.
-struct TensorPlace {
-  DType dtype;
-  std::vector<int64_t> shape, strides;
-  std::string storage_key;
-  uint64_t offset;            // in elements
-  uint64_t storage_elements;  // announced by the pickle
-};
-
-// The tensor that a call of torch._utils._rebuild_tensor_v2 (or of _rebuild_parameter around one)
-// describes; its shape and strides stay inside its storage. Throws Error(65). False where `value`
-// is no tensor.
-bool read_tensor_place(const PickleValue& value, TensorPlace& place, const std::string& what);
-
-// True for the globals that a state dict may name.
-bool is_state_dict_global(std::string_view global);
 
 }  // namespace mcompress
