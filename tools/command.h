@@ -17,6 +17,7 @@ struct RunOptions {
   std::string report, config, progress = "auto", log_format = "text";
   int64_t seed = 0;
   int threads = 0;
+  std::vector<std::string> inputs;  // files that the run reads, which no output may replace
   bool force = false, trust_code = false, quiet = false, verbose = false;
 };
 

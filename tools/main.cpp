@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <new>
 
@@ -114,6 +115,20 @@ std::string text_of(const std::vector<Setting>& settings, const std::string& nam
   return "";
 }
 
+// The files that the settings name as input; data may be two files with a comma between.
+std::vector<std::string> inputs_of(const std::vector<Setting>& settings) {
+  std::vector<std::string> inputs;
+  for (const char* name : {"model", "config", "data_config", "eval_data"}) {
+    std::string text = text_of(settings, name);
+    inputs.push_back(text);
+    const size_t comma = text.find(',');
+    if (comma == std::string::npos) continue;
+    inputs.push_back(text.substr(0, comma));
+    inputs.push_back(text.substr(comma + 1));
+  }
+  return inputs;
+}
+
 // LibTorch's warnings are for its programmers.
 struct QuietWarnings : c10::WarningHandler {
   void process(const c10::Warning& warning) override { log_detail(warning.msg()); }
@@ -133,8 +148,14 @@ void prepare(const RunOptions& options, const std::vector<Setting>& settings) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   at::manual_seed(static_cast<uint64_t>(options.seed));
   if (!options.report.empty() && options.report != "-") {
-    check_output(options.report, OutputKind::kFile, options.force,
-                 {text_of(settings, "model"), text_of(settings, "output")});
+    const std::string output = text_of(settings, "output");
+    if (std::filesystem::is_directory(output) && is_inside(options.report, output)) {
+      throw error(Exit::kCannotCreate, "report '{}' lies inside the output '{}'; choose another name",
+                  options.report, output);
+    }
+    std::vector<std::string> others = options.inputs;
+    others.push_back(output);
+    check_output(options.report, OutputKind::kFile, options.force, others);
   }
 }
 
@@ -209,8 +230,9 @@ int run(const std::vector<std::string>& words, bool& json_errors) {
     const Arguments arguments = parse_with_config(program, *first, words);
     for (size_t i = 0; i < program.commands.size(); ++i) {
       if (!program.app.got_subcommand(names[i])) continue;
-      return execute(program.commands[i], *program.options[i],
-                     collect_settings(program.sub(names[i]), words, arguments.from_config));
+      auto settings = collect_settings(program.sub(names[i]), words, arguments.from_config);
+      program.options[i]->inputs = inputs_of(settings);
+      return execute(program.commands[i], *program.options[i], std::move(settings));
     }
     throw error(Exit::kUsage, "name a command: {}; see mcompress --help", fmt::join(names, ", "));
   } catch (const CLI::Success& help) {

@@ -57,13 +57,6 @@ bool same_path(const std::string& a, const std::string& b) {
   return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
 }
 
-bool is_inside(const std::string& path, const std::string& folder) {
-  std::error_code ignored;
-  const fs::path relative =
-      fs::weakly_canonical(path, ignored).lexically_relative(fs::weakly_canonical(folder, ignored));
-  return !relative.empty() && *relative.begin() != "..";
-}
-
 void check_existing(const std::string& target, OutputKind kind, bool force) {
   const fs::file_status status = fs::status(target);
   const bool folder = fs::is_directory(status);
@@ -108,6 +101,13 @@ void rename_to_new(const std::string& from, const std::string& to) {
 }
 
 }  // namespace
+
+bool is_inside(const std::string& path, const std::string& folder) {
+  std::error_code ignored;
+  const fs::path relative =
+      fs::weakly_canonical(path, ignored).lexically_relative(fs::weakly_canonical(folder, ignored));
+  return !relative.empty() && *relative.begin() != "..";
+}
 
 void check_output(const std::string& path, OutputKind kind, bool force,
                   const std::vector<std::string>& other_paths, uint64_t size_bytes) {

@@ -18,9 +18,28 @@ namespace {
 
 using namespace std::string_view_literals;
 
+// The name below the archive's one folder, in lower case: LibTorch looks members up without case.
 std::string inner_name(const ZipEntry& entry) {
   const size_t slash = entry.name.find('/');
-  return slash == std::string::npos ? entry.name : entry.name.substr(slash + 1);
+  std::string name = slash == std::string::npos ? entry.name : entry.name.substr(slash + 1);
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return static_cast<char>(std::tolower(static_cast<unsigned char>(c))); });
+  return name;
+}
+
+// The members by inner name. LibTorch takes the first member's folder for the archive's, so what lies
+// in another, or twice under names that it does not tell apart, would not be what was scanned.
+std::map<std::string, const ZipEntry*> members_of(const std::vector<ZipEntry>& entries,
+                                                  const std::string& path) {
+  std::map<std::string, const ZipEntry*> members;
+  const std::string folder = entries.front().name.substr(0, entries.front().name.find('/') + 1);
+  for (const ZipEntry& entry : entries) {
+    if (folder.empty() || !entry.name.starts_with(folder))
+      throw bad_data("member '{}' of '{}' lies outside the archive's folder '{}'", entry.name, path, folder);
+    if (!members.emplace(inner_name(entry), &entry).second)
+      throw bad_data("'{}' holds the member '{}' twice", path, entry.name);
+  }
+  return members;
 }
 
 bool is_torchscript_global(std::string_view global) {
@@ -49,7 +68,7 @@ class SourceScanner {
   void scan() {
     while (at_ < text_.size()) {
       const char c = text_[at_];
-      if (expects_dot_ && c != '.') refuse_hidden();
+      if (expects_dot_ && c != '.' && !is_declared()) refuse_hidden();
       expects_dot_ = false;
       if (c == '#') {
         skip_until('\n');
@@ -58,6 +77,8 @@ class SourceScanner {
         chain_.clear();
       } else if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
         on_word(take_word());
+      } else if (is_digit(at_)) {
+        skip_number();
       } else {
         on_sign(c);
         ++at_;
@@ -91,6 +112,31 @@ class SourceScanner {
         what_, line);
   }
 
+  bool is_digit(size_t place) const {
+    return place < text_.size() && std::isdigit(static_cast<unsigned char>(text_[place])) != 0;
+  }
+
+  // Digits with a fraction and an exponent: the dot of `1.` is no access to an attribute.
+  void skip_number() {
+    while (is_digit(at_)) ++at_;
+    if (at_ < text_.size() && text_[at_] == '.') ++at_;
+    while (is_digit(at_)) ++at_;
+    if (at_ < text_.size() && (text_[at_] == 'e' || text_[at_] == 'E')) {
+      const bool sign = at_ + 1 < text_.size() && (text_[at_ + 1] == '+' || text_[at_ + 1] == '-');
+      if (is_digit(at_ + (sign ? 2 : 1))) at_ += sign ? 2 : 1;
+      while (is_digit(at_)) ++at_;
+    }
+    count_term();
+    chain_.clear();
+    after_dot_ = false;
+  }
+
+  // A name with its type behind a colon is an attribute or a parameter.
+  bool is_declared() const {
+    const size_t next = text_.find_first_not_of(' ', at_);
+    return next != std::string_view::npos && text_[next] == ':';
+  }
+
   std::string_view take_word() {
     const size_t begin = at_;
     while (at_ < text_.size() &&
@@ -113,8 +159,8 @@ class SourceScanner {
         "aten"sv,       "prim"sv,   "prims"sv,   "quantized"sv, "mkldnn"sv, "onednn"sv, "mkldnn_prepacked"sv,
         "_quantized"sv, "sparse"sv, "xnnpack"sv, "prepacked"sv};
     static constexpr std::array kClasses = {"quantized"sv, "sparse"sv, "rnn"sv, "xnnpack"sv, "mkldnn"sv};
-    const bool saves = word == "save" && (chain_ == "torch" || chain_ == "ops.aten");
-    if (saves || word == "from_file" || word == "load_tensor") {
+    const bool of_torch = chain_ == "torch" || chain_ == "ops.aten";
+    if (of_torch && (word == "save" || word == "from_file" || word == "load_tensor")) {
       throw bad_data("{} calls '{}', which reads or writes files; if you trust the model, pass --trust-code",
                      what_, word);
     }
@@ -132,8 +178,13 @@ class SourceScanner {
   }
 
   void on_sign(char c) {
-    if (c == '\n' && nesting_.empty()) check_indent();
-    if (c == '\n' && nesting_.empty()) terms_ = 0;
+    if (c == '\n' && nesting_.empty()) {
+      check_indent();
+      terms_ = 0;
+      chain_.clear();
+      after_dot_ = false;
+    }
+    if (c == '\\' && !trust_code_) refuse_hidden();  // joins lines, which the writer never does
     if (std::isspace(static_cast<unsigned char>(c)) != 0 || c == '\\') return;
     after_dot_ = c == '.';
     if (!after_dot_) chain_.clear();
@@ -207,8 +258,7 @@ bool is_torchscript(const std::vector<ZipEntry>& entries) {
 
 void scan_torchscript(const std::vector<ZipEntry>& entries, const std::string& path, bool trust_code) {
   check_crcs(entries, path);
-  std::map<std::string, const ZipEntry*> members;
-  for (const ZipEntry& entry : entries) members[inner_name(entry)] = &entry;
+  const auto members = members_of(entries, path);
   for (const char* needed : {"data.pkl", "constants.pkl", "version"}) {
     const bool hidden =
         members.contains(".data/version") && needed == std::string_view("version");  // newer writers

@@ -248,11 +248,12 @@ class Rebuilder {
   // A method or hook of one class as one of another.
   static torch::jit::Function* copy_function(const torch::jit::Function& function,
                                              const ClassTypePtr& old_type, const ClassTypePtr& type) {
+    const c10::QualifiedName name(*type->name(), function.name());
+    if (auto* known = type->compilation_unit()->find_function(name)) return known;  // a hook set twice
     auto graph = torch::jit::toGraphFunction(function).graph()->copy();
     graph->inputs()[0]->setType(type);
     retype_attributes(graph->block());
-    auto* copied =
-        type->compilation_unit()->create_function(c10::QualifiedName(*type->name(), function.name()), graph);
+    auto* copied = type->compilation_unit()->create_function(name, graph);
     copied->setSchema(function.getSchema().cloneWithRemappedTypes(
         [&](const c10::TypePtr& in) -> c10::TypePtr { return in == old_type ? type : in; }));
     return copied;

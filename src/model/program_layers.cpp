@@ -184,6 +184,10 @@ std::optional<LayerKind> read_methods(const Module& module, Layer& layer) {
   return kind;
 }
 
+bool has_hooks(const Module& module) {
+  return !module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty();
+}
+
 std::optional<Layer> read_layer(const std::string& name, const Module& module, const OutsideUses& uses) {
   if (!module.hasattr("weight") || !module.attr("weight").isTensor()) return std::nullopt;
   Layer layer{name, LayerKind::kLinear, module.attr("weight").toTensor(), {}, {}, {}};
@@ -198,8 +202,7 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
   if (layer.weight.scalar_type() != at::kFloat)
     layer.obstacle = fmt::format("its weight is {}, not float32", c10::toString(layer.weight.scalar_type()));
   if (layer.weight.numel() == 0) layer.obstacle = "its weight is empty";
-  if (!module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty())
-    layer.obstacle = "its module has forward hooks";
+  if (has_hooks(module)) layer.obstacle = "its module has forward hooks";
   const std::string used = uses.find(module);
   if (!used.empty()) layer.obstacle = fmt::format("another module uses its '{}' directly", used);
   return layer;
@@ -224,8 +227,15 @@ WeightIdentity identity_of(const at::Tensor& weight) {
 std::vector<Layer> list_layers(const Module& program) {
   const OutsideUses uses = find_outside_uses(program);
   std::vector<Layer> layers;
+  std::vector<std::string> hooked;  // modules below the root; their parents call the hooks by class
   for (const auto& item : program.named_modules()) {
-    if (auto layer = read_layer(item.name, item.value, uses)) layers.push_back(std::move(*layer));
+    if (!item.name.empty() && has_hooks(item.value)) hooked.push_back(item.name + ".");
+    auto layer = read_layer(item.name, item.value, uses);
+    if (!layer) continue;
+    for (const std::string& around : hooked) {
+      if (item.name.starts_with(around)) layer->obstacle = "a module around it has forward hooks";
+    }
+    layers.push_back(std::move(*layer));
   }
   return layers;
 }

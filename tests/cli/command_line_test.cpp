@@ -63,6 +63,7 @@ TEST(Messages, OfFilesNameTheRemedy) {
   const TemporaryFolder folder;
   write_file(folder / "empty", "");
   write_file(folder / "old", "x");
+  write_file(folder / "r.toml", "seed = 1\n");
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   const std::string mlp = shipped("fashion_mlp.pt");
   const std::string to = " -o " + (folder / "q");
@@ -70,6 +71,12 @@ TEST(Messages, OfFilesNameTheRemedy) {
       {{"quantize " + mlp + " -o " + (folder / "old"), 73, "use --force"},
        {"quantize " + mlp + to + " --report " + (folder / "q"), 73, "another output of this run"},
        {"inspect " + mlp + " --force --report " + mlp, 73, "is the input"},
+       {"evaluate " + mlp + " --force --eval-data " + (folder / "old") + " --report " + (folder / "old"), 73,
+        "is the input"},
+       {"quantize " + mlp + " --force --config " + (folder / "r.toml") + " -o " + (folder / "r.toml"), 73,
+        "is the input"},
+       {"quantize " + mlp + " -o " + (folder / "old") + " --dry-run", 73, "use --force"},
+       {"quantize " + mlp + " -o -", 2, "-o - is not possible"},
        {"quantize " + mlp + " --force -o " + (folder / "pipe"), 73, "is no regular file"},
        {"quantize " + mlp + " -o " + (folder / std::string(300, 'n')), 73, "File name too long"},
        {"quantize " + shipped("state_dicts/plain.pt") + to + " --runtime portable", 2, "means nothing"},

@@ -104,6 +104,9 @@ TEST(Hostile, ForceLeavesFoldersThatAreNoModelAlone) {
   EXPECT_TRUE(std::filesystem::exists(folder / "home/letters"));
   EXPECT_EQ(run_mcompress(run + (folder / "out")).exit_code, 0);
   EXPECT_EQ(run_mcompress(run + (folder / "out")).exit_code, 0);  // a model is replaced
+  const Outcome inside = run_mcompress(run + (folder / "out") + " --report " + (folder / "out/config.json"));
+  EXPECT_EQ(inside.exit_code, 73);
+  EXPECT_TRUE(contains(inside.err, "lies inside the output")) << inside.err;
 }
 
 TEST(Hostile, AFlippedWeightByteOfATorchScriptFileIsFound) {

@@ -100,6 +100,38 @@ TEST(TorchScriptScan, IsNotFooledByNamesAndStrings) {
   }
 }
 
+TEST(TorchScriptScan, SeesACallBehindANumberThatEndsInADot) {
+  for (const char* number : {"1.", "1.5", "2.e5", ".5", "1e-3", "0.", "1_.", "1.j"}) {
+    for (const char* call : {"torch.save(x)", "ops.aten.save(x)", "t = torch", "ops.rpc.call(x)"}) {
+      const std::string statement = std::string("q = ") + number + "\n    " + call;
+      EXPECT_NE(scan(with_statement(statement)).find("--trust-code"), std::string::npos) << statement;
+    }
+  }
+}
+
+TEST(TorchScriptScan, AllowsAttributesAndParametersOfEveryName) {
+  for (const char* statement :
+       {"ops : Tensor", "torch : int = 1", "y = self.ops.forward(x)", "from_file : Tensor",
+        "y = self.from_file.forward(self.load_tensor.forward(x))", "y = self.torch.save(x)"}) {
+    EXPECT_EQ(scan(with_statement(statement)), "accepted") << statement;
+  }
+}
+
+TEST(TorchScriptScan, SeesEveryMemberThatLibTorchMayRead) {
+  const std::string evil = "class N(Module):\n  def f(self, x: Tensor) -> None:\n    torch.save(x, \"x\")\n";
+  for (const char* name : {"code/n.py", "CODE/n.py", "code/n.PY"}) {
+    Members members;
+    members.more = {{name, evil}};
+    EXPECT_NE(scan(members).find("calls 'save'"), std::string::npos) << name;
+  }
+  Members twice;
+  twice.more = {{"DATA.pkl", "x"}};
+  EXPECT_NE(scan(twice).find("twice"), std::string::npos);
+  Members outside;
+  outside.more = {{"../other/code/n.py", evil}};
+  EXPECT_NE(scan(outside), "accepted");
+}
+
 TEST(TorchScriptScan, RefusesWhatCouldHideACall) {
   for (const char* statement :
        {"t = torch", R"(getattr(torch, "save")(x))", "t = ops.aten", "y = ops . prim.data(x)", "y = [torch]",

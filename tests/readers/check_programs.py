@@ -191,6 +191,13 @@ def hooked(on):
     return model
 
 
+def hooked_twice():
+    model = Parent(nn.Linear(16, 16))
+    model.register_forward_hook(times_ten)
+    model.register_forward_hook(times_ten)
+    return model
+
+
 FLOATS = torch.Generator().manual_seed(1)
 
 
@@ -219,6 +226,8 @@ CASES = [
     ("empty layers", EmptyLayers(), floats(4, 16), {"inner": "keep", "back": "keep", "out": "int8"}),
     ("hook on the whole", hooked("whole"), floats(4, 16), {"inner": "int8", "out": "int8"}),
     ("hook on a layer", hooked("inner"), floats(4, 16), {"out": "int8"}),
+    ("hook inside", Parent(hooked("whole")), floats(4, 16), {"out": "int8"}),
+    ("hook set twice", hooked_twice(), floats(4, 16), {"inner": "int8", "out": "int8"}),
     ("many small layers", nn.Sequential(*[nn.Linear(16, 16) for _ in range(12)]), 10 * floats(4, 16), {"11": "int8"}),
     ("convolution", Conv(), floats(2, 3, 8, 8), {"conv": "keep", "out": "int8"}),
 ]

@@ -1,4 +1,4 @@
-#include <filesystem>
+#include <optional>
 
 #include "command.h"
 #include "mcompress/base/error.h"
@@ -21,7 +21,9 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
     throw error(Exit::kUsage, "evaluate needs --eval-data or --eval-command; see mcompress evaluate --help");
   }
   const ModelFormat format = detect_model(options.model);
+  Hash hash = begin_hash(options.model);
   Metrics metrics;
+  std::optional<WeightCount> count;
   if (!eval.data_path.empty()) {
     if (format != ModelFormat::kTorchScript) {
       throw bad_data("'{}' holds weights without a program, so it cannot be run; pass TorchScript",
@@ -29,6 +31,7 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
     }
     const Dataset data = timed(report, "read data", [&] { return load_dataset(eval.data_path, eval.data); });
     const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
+    count = count_program(program);
     metrics =
         timed(report, "evaluate", [&] { return measure_programs({program}, data, eval.batch_size).front(); });
   }
@@ -36,7 +39,8 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
     metrics.custom =
         timed(report, "evaluate command", [&] { return run_eval_command(eval.command, options.model); });
   }
-  report.input = describe_artifact(options.model, format, count_model(options.model, format, run.trust_code));
+  if (!count) count = count_model(options.model, format, run.trust_code);
+  report.input = describe_artifact(options.model, format, *count, hash);
   report.before = metrics;
 }
 

@@ -11,6 +11,8 @@ namespace {
 void check_options(const QuantizeCommand& options) {
   if (options.output.empty() && !options.dry_run)
     throw error(Exit::kUsage, "quantize needs -o/--output, or --dry-run");
+  if (options.output == "-")
+    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
   check_gate_options(options.gates, options.eval);
   if (options.dtype != "int8" && options.per_tensor)
     throw error(Exit::kUsage, "--per-tensor goes with --dtype int8 only");
@@ -22,7 +24,7 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
   check_options(options);
   const ModelFormat format = detect_model(options.model);
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
-  if (!options.dry_run) check_output(options.output, kind, run.force, {options.model});
+  if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
   if (format == ModelFormat::kTorchScript) {
     quantize_program(options, run, report);
   } else {

@@ -59,8 +59,14 @@ std::vector<Decision> plan_program(const torch::jit::Module& program, const std:
   std::vector<Decision> plan;
   std::set<std::string> listed;
   for (const Layer& layer : layers) {
-    plan.push_back(
-        {layer.name, layer.kind, layer.obstacle, identity_of(layer.weight), layer.weight.nbytes()});
+    std::string obstacle = layer.obstacle;
+    const bool wide =
+        layer.kind == LayerKind::kLinear && layer.weight.numel() > 0 && layer.weight.size(1) > kMaxInt8Inputs;
+    if (wide && options.dtype == "int8" && options.runtime != "portable" && obstacle.empty()) {
+      obstacle = fmt::format("int8 sums over its {} inputs can overflow; use --runtime portable",
+                             layer.weight.size(1));
+    }
+    plan.push_back({layer.name, layer.kind, obstacle, identity_of(layer.weight), layer.weight.nbytes()});
     listed.insert(layer.name.empty() ? "weight" : layer.name + ".weight");
   }
   decide_all(plan, options);
@@ -99,7 +105,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
   report.predicted_bytes = count_program_bytes(serialized);
   if (options.dry_run) return finish_dry_run(run, report);
 
-  check_output(options.output, OutputKind::kFile, run.force, {options.model}, *report.predicted_bytes);
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
   OutputFile file(options.output, run.force);
   timed(report, "write", [&] { write_program(serialized, file); });
   const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });

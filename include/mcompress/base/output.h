@@ -17,6 +17,9 @@ enum class OutputKind { kFile, kFolder };
 void check_output(const std::string& path, OutputKind kind, bool force,
                   const std::vector<std::string>& other_paths, uint64_t size_bytes = 0);
 
+// Whether `path` is `folder` or lies below it, symbolic links resolved.
+bool is_inside(const std::string& path, const std::string& folder);
+
 // A file that appears complete or not at all. It is written as `.NAME.mcompress-tmp` beside the
 // target, locked against a second writer; commit() syncs it and renames it into place. A stub left
 // by a killed run is taken over by the next one. The destructor removes what was not committed.
