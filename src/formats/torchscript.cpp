@@ -32,6 +32,7 @@ std::string inner_name(const ZipEntry& entry) {
 std::map<std::string, const ZipEntry*> members_of(const std::vector<ZipEntry>& entries,
                                                   const std::string& path) {
   std::map<std::string, const ZipEntry*> members;
+  if (entries.empty()) return members;
   const std::string folder = entries.front().name.substr(0, entries.front().name.find('/') + 1);
   for (const ZipEntry& entry : entries) {
     if (folder.empty() || !entry.name.starts_with(folder))

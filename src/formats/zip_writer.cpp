@@ -51,6 +51,19 @@ bool needs_zip64(uint64_t size, uint64_t offset) { return size >= UINT32_MAX || 
 uint16_t version_for(bool zip64) { return zip64 ? 45 : 20; }
 uint32_t field32(uint64_t value, bool zip64) { return zip64 ? UINT32_MAX : static_cast<uint32_t>(value); }
 
+// What the local and the central header of a member share, from the version to its name's length.
+template <typename Record>
+Fields& add_shared(Fields& header, const Record& record, bool large) {
+  return header.add(version_for(large))
+      .add(uint16_t{0})
+      .add(record.method)
+      .add(uint32_t{0})
+      .add(record.crc32)
+      .add(field32(record.packed, large))
+      .add(field32(record.size, large))
+      .add(static_cast<uint16_t>(record.name.size()));
+}
+
 }  // namespace
 
 void ZipWriter::write(Bytes bytes) {
@@ -72,17 +85,8 @@ void ZipWriter::add(const std::string& name, Bytes content, bool deflate) {
   const uint64_t unpadded = size_bytes_ + kLocalSize + fixed;
   const uint64_t padding = (kAlignment - unpadded % kAlignment) % kAlignment;
   Fields header;
-  header.add(kLocalSignature)
-      .add(version_for(large))
-      .add<uint16_t>(0)
-      .add(record.method)
-      .add<uint32_t>(0)
-      .add(record.crc32)
-      .add(field32(record.packed, large))
-      .add(field32(record.size, large))
-      .add(static_cast<uint16_t>(name.size()))
-      .add(static_cast<uint16_t>(fixed - name.size() + padding))
-      .add_text(name);
+  header.add(kLocalSignature);
+  add_shared(header, record, large).add(static_cast<uint16_t>(fixed - name.size() + padding)).add_text(name);
   if (large) header.add(kZip64Extra).add<uint16_t>(16).add(record.size).add(record.packed);
   header.add(kPaddingExtra).add(static_cast<uint16_t>(padding)).add_text(std::string(padding, 'Z'));
   write(header.bytes());
@@ -95,16 +99,8 @@ void ZipWriter::finish() {
   for (const Record& record : records_) {
     const bool large = needs_zip64(record.size, record.offset);
     Fields entry;
-    entry.add(kCentralSignature)
-        .add(version_for(large))
-        .add(version_for(large))
-        .add<uint16_t>(0)
-        .add(record.method)
-        .add<uint32_t>(0)
-        .add(record.crc32)
-        .add(field32(record.packed, large))
-        .add(field32(record.size, large))
-        .add(static_cast<uint16_t>(record.name.size()))
+    entry.add(kCentralSignature).add(version_for(large));
+    add_shared(entry, record, large)
         .add(static_cast<uint16_t>(large ? kZip64CentralExtra : 0))
         .add<uint16_t>(0)
         .add<uint16_t>(0)

@@ -94,19 +94,17 @@ at::Tensor rows_of(const Array& array, int64_t begin, int64_t end) {
 ElementCount count_elements_of(const Array& array, const MappedFile& map) {
   if (!array.strides.empty())
     return count_elements_of(rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]));
-  constexpr int64_t kPieceElements = int64_t{1} << 16;
   const auto total = static_cast<int64_t>(array.bytes.size() / size_of(array.dtype));
   const Array flat{array.name, array.dtype, {total}, {}, array.bytes};
   ElementCount count;
-  for (int64_t begin = 0; begin < total; begin += kPieceElements) {
+  for_row_pieces(0, total, 1, [&](int64_t begin, int64_t end) {
     check_interrupt();
-    const int64_t end = std::min(begin + kPieceElements, total);
     const ElementCount part = count_elements_of(rows_of(flat, begin, end));
     count.elements += part.elements;
     count.nonzeros += part.nonzeros;
     count.non_finite += part.non_finite;
     map.drop(array.bytes.first(static_cast<size_t>(end) * size_of(array.dtype)));
-  }
+  });
   return count;
 }
 

@@ -165,6 +165,7 @@ TEST(TorchScriptScan, RefusesWhatWouldCrashTheParser) {
 }
 
 TEST(TorchScriptScan, RefusesMissingMembersAndWrongStorages) {
+  EXPECT_THROW(scan_torchscript({}, "m.pt", false), Error);
   for (const char* name : {"data.pkl", "constants.pkl", "version"}) {
     Members members;
     members.leave_out = name;

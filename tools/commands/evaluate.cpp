@@ -21,7 +21,6 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
     throw error(Exit::kUsage, "evaluate needs --eval-data or --eval-command; see mcompress evaluate --help");
   }
   const ModelFormat format = detect_model(options.model);
-  Hash hash = begin_hash(options.model);
   Metrics metrics;
   std::optional<WeightCount> count;
   if (!eval.data_path.empty()) {
@@ -40,7 +39,7 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
         timed(report, "evaluate command", [&] { return run_eval_command(eval.command, options.model); });
   }
   if (!count) count = count_model(options.model, format, run.trust_code);
-  report.input = describe_artifact(options.model, format, *count, hash);
+  report.input = describe_artifact(options.model, format, *count);
   report.before = metrics;
 }
 

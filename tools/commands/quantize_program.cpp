@@ -80,7 +80,6 @@ std::vector<Decision> plan_program(const torch::jit::Module& program, const std:
 }  // namespace
 
 void quantize_program(const QuantizeCommand& options, const RunOptions& run, Report& report) {
-  Hash hash = begin_hash(options.model);
   std::optional<Dataset> data;
   if (!options.eval.data_path.empty()) {
     data =
@@ -90,6 +89,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
   const std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(program, layers, options, report);
   evaluate_input(options, report);
+  Hash hash = begin_hash(options.model);  // once nothing can fail early, since its end is waited for
   const DynamicOptions method = method_options(options);
   const auto core = [&](const at::Tensor& weight, bool multiplied) {
     return compress_weight(weight, multiplied, method);
