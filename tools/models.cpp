@@ -52,17 +52,20 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
   return count_checkpoint(read_checkpoint(path, format));
 }
 
-Hash begin_hash(const std::string& path) {
-  return std::async(std::launch::async, [path] { return sha256_of_path(path); });
+BackgroundHash::BackgroundHash(const std::string& path) {
+  std::packaged_task<std::string(const std::stop_token&)> task(
+      [path](const std::stop_token& stop) { return sha256_of_path(path, stop); });
+  result_ = task.get_future();
+  worker_ = std::jthread(std::move(task));
 }
 
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count) {
-  Hash hash = begin_hash(path);
+  BackgroundHash hash(path);
   return describe_artifact(path, format, count, hash);
 }
 
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
-                           Hash& hash) {
+                           BackgroundHash& hash) {
   Artifact artifact{path, name_of(format), hash.get(), 0, count.parameters, count.nonzeros};
   if (!fs::is_directory(path)) {
     artifact.bytes = fs::file_size(path);

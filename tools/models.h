@@ -2,6 +2,7 @@
 
 #include <future>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <torch/script.h>
@@ -23,10 +24,18 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
 // The model at `path` as the report shows it; a folder's bytes are those of all its files.
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count);
 
-// The same, its file hashed beside other work since begin_hash().
-using Hash = std::future<std::string>;
-Hash begin_hash(const std::string& path);
-Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count, Hash& hash);
+// The SHA-256 of a file or folder, made beside other work; given up where that ends early.
+class BackgroundHash {
+ public:
+  explicit BackgroundHash(const std::string& path);
+  std::string get() { return result_.get(); }
+
+ private:
+  std::future<std::string> result_;
+  std::jthread worker_;
+};
+Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
+                           BackgroundHash& hash);
 
 // Accuracy of each program on all data, and latency on its first batch, the programs taking turns.
 std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,

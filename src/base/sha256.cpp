@@ -38,12 +38,13 @@ class Hasher {
 
 }  // namespace
 
-std::string sha256_of_file(const MappedFile& file) {
+std::string sha256_of_file(const MappedFile& file, const std::stop_token& stop) {
   constexpr size_t kPiece = size_t{1} << 20;
   Hasher hasher;
   const Bytes all = file.bytes();
   for (size_t at = 0; at < all.size(); at += kPiece) {
     check_interrupt();
+    if (stop.stop_requested()) return "";
     const Bytes piece = all.subspan(at, std::min(kPiece, all.size() - at));
     hasher.update(piece);
     file.drop(all.first(at + piece.size()));
@@ -51,8 +52,8 @@ std::string sha256_of_file(const MappedFile& file) {
   return hasher.finish();
 }
 
-std::string sha256_of_path(const std::string& path) {
-  if (!fs::is_directory(path)) return sha256_of_file(MappedFile(path));
+std::string sha256_of_path(const std::string& path, const std::stop_token& stop) {
+  if (!fs::is_directory(path)) return sha256_of_file(MappedFile(path), stop);
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(path)) {
     if (entry.is_regular_file()) files.push_back(entry.path());
@@ -61,7 +62,7 @@ std::string sha256_of_path(const std::string& path) {
   Hasher hasher;
   for (const fs::path& file : files) {
     const std::string line =
-        file.filename().string() + " " + sha256_of_file(MappedFile(file.string())) + "\n";
+        file.filename().string() + " " + sha256_of_file(MappedFile(file.string()), stop) + "\n";
     hasher.update(std::as_bytes(std::span(line)));
   }
   return hasher.finish();

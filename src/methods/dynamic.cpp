@@ -9,7 +9,7 @@ namespace mcompress {
 CompressedWeight compress_weight(const at::Tensor& weight, bool is_linear, const DynamicOptions& options) {
   if (options.dtype == WeightType::kFloat16) return Dense{weight.detach().to(at::kHalf)};
   if (options.dtype == WeightType::kBFloat16) return Dense{weight.detach().to(at::kBFloat16)};
-  const bool by_kernel = is_linear && options.runtime != Runtime::kPortable;
+  const bool by_kernel = is_linear && runtime_of(weight, options.runtime) != Runtime::kPortable;
   const Int8Grid grid = by_kernel ? Int8Grid::kPair : Int8Grid::kRow;
   return options.per_tensor ? quantize_tensor(weight, grid) : quantize_rows(weight, grid);
 }

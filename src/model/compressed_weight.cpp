@@ -19,4 +19,9 @@ uint64_t stored_bytes(const CompressedWeight& weight) {
   return int8.codes.nbytes() + int8.scale.nbytes();
 }
 
+Runtime runtime_of(const at::Tensor& weight, Runtime wanted) {
+  constexpr int64_t kSmall = 32'768;  // measured: two threads, 1 to 256 rows
+  return wanted == Runtime::kInt8 && weight.numel() <= kSmall ? Runtime::kPortable : wanted;
+}
+
 }  // namespace mcompress

@@ -31,7 +31,7 @@ at::Tensor as_counted(const at::Tensor& part) {
   }
 }
 
-// The usual case in one pass.
+// The usual cases in one pass.
 ElementCount count_floats(const float* values, int64_t size) {
   constexpr int32_t kExponent = 0x7f800000;  // all ones in NaN and infinity
   ElementCount count{size, 0, 0};
@@ -43,11 +43,17 @@ ElementCount count_floats(const float* values, int64_t size) {
   return count;
 }
 
+ElementCount count_codes(const int8_t* codes, int64_t size) {
+  return {size, size - std::count(codes, codes + size, int8_t{0}), 0};
+}
+
 }  // namespace
 
 ElementCount count_elements_of(const at::Tensor& tensor) {
   if (tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
     return count_floats(tensor.const_data_ptr<float>(), tensor.numel());
+  if (tensor.scalar_type() == at::kChar && tensor.is_contiguous())
+    return count_codes(tensor.const_data_ptr<int8_t>(), tensor.numel());
   ElementCount count;
   const at::Tensor rows = tensor.detach().is_contiguous() ? tensor.detach().view({-1, 1}) : tensor.detach();
   const int64_t columns = rows.dim() == 0 || rows.size(0) == 0 ? 1 : rows.numel() / rows.size(0);

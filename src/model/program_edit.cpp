@@ -39,24 +39,26 @@ def __setstate__(self, state: Tuple[Tensor, Tensor, Tensor, bool]) -> None:
     self.pack()
 )";
 
-// Activations become uint8 with one range a row: x ~ q * scale + low, so that
-// y = scale * (q * codes) * weight_scale + low * sum(weight row) + bias.
+// Activations become uint8 with one range a row: x ~ q * width / 255 + low, so that
+// y = width * (q * codes) * weight_scale / 255 + low * sum(weight row) + bias. Few operators, since each
+// costs as much as a small product.
 constexpr const char* kInt8Pack = R"(
 def pack(self) -> None:
     self.packed = onednn.qlinear_prepack(self.weight, None)
     self.zero = torch.zeros_like(self.scale, dtype=4)
+    self.half = torch.full([1], 0.5)
+    self.step = self.scale / 255.0
     self.row_sum = torch.mul(torch.sum(self.weight, [1], dtype=6), self.scale)
 )";
 
 constexpr const char* kInt8Forward = R"(
 def {}(self, x: Tensor) -> Tensor:
     low = torch.amin(x, [-1], True)
-    high = torch.amax(x, [-1], True)
-    scale = torch.clamp_min((high - low) * 0.00392156862745098, 1e-30)
-    inverse = torch.reciprocal(scale)
-    q = torch.addcmul(0.5 - low * inverse, x, inverse).to(dtype=0)
-    y = onednn.qlinear_pointwise(q, 1.0, 0, self.packed, self.scale, self.zero, None, 1.0, 0, 6, "none", [], "")
-    return torch.addcmul(torch.addcmul(self.bias, low, self.row_sum), y, scale)
+    width = torch.clamp_min(torch.amax(x, [-1], True) - low, 1e-30)
+    inverse = torch.reciprocal(width)
+    q = torch.addcmul(torch.addcmul(self.half, low, inverse, value=-255.0), x, inverse, value=255.0).to(dtype=0)
+    y = onednn.qlinear_pointwise(q, 1.0, 0, self.packed, self.step, self.zero, None, 1.0, 0, 6, "none", [], "")
+    return torch.addcmul(torch.addcmul(self.bias, low, self.row_sum), y, width)
 )";
 
 constexpr const char* kPortableLinear = R"(
@@ -134,7 +136,7 @@ Replacement int8_linear(const Layer& layer, const Int8Channel& weight, Runtime r
           kInt8Forward,
           kInt8Pack,
           buffers,
-          {{"packed", later}, {"zero", later}, {"row_sum", later}}};
+          {{"packed", later}, {"zero", later}, {"row_sum", later}, {"half", later}, {"step", later}}};
 }
 
 Replacement replacement_of(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {
@@ -145,7 +147,7 @@ Replacement replacement_of(const Layer& layer, const CompressedWeight& weight, R
         "DenseLinear", kDenseLinear, nullptr, {{"weight", dense->values}, {"bias", bias_or_zeros(layer)}}};
   }
   const auto& int8 = std::get<Int8Channel>(weight);
-  if (!embedding) return int8_linear(layer, int8, runtime);
+  if (!embedding) return int8_linear(layer, int8, runtime_of(layer.weight, runtime));
   return {"Int8Embedding", kInt8Embedding, nullptr, {{"weight", int8.codes}, {"scale", int8.scale}}};
 }
 

@@ -10,7 +10,7 @@ TEST(Quantize, MlpShrinksAndKeepsItsAccuracy) {
   const json report = report_of("quantize " + shipped("fashion_mlp.pt") + " -o " + (folder / "q.pt") +
                                 " --eval-data " + kFashion);
   EXPECT_EQ(report["metrics"]["before"]["top1"]["count"], 8974);
-  EXPECT_NEAR(report["metrics"]["after"]["top1"]["value"].get<double>(), 0.8974, 0.001);
+  EXPECT_GE(report["metrics"]["after"]["top1"]["count"], 8974 - 10);
   EXPECT_GE(report["size"]["ratio"].get<double>(), 3.9);
   EXPECT_GE(report["comparison"]["agreement"]["value"].get<double>(), 0.99);
   EXPECT_EQ(report["output"]["bytes"], std::filesystem::file_size(folder / "q.pt"));

@@ -80,12 +80,12 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
                          Report& report) {
   check_checkpoint_options(options, format);
   const bool folder = format == ModelFormat::kHuggingFace;
+  BackgroundHash hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   report.warnings = checkpoint.notes;
   const StoragePlan plan = plan_checkpoint(checkpoint, options, report);
   evaluate_input(options, report);
-  Hash hash = begin_hash(options.model);  // once nothing can fail early, since its end is waited for
   report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)
                                   : predict_compressed_bytes(checkpoint, plan);
   report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint), hash);

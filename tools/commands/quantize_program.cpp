@@ -85,11 +85,11 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
     data =
         timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
   }
+  BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   const std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(program, layers, options, report);
   evaluate_input(options, report);
-  Hash hash = begin_hash(options.model);  // once nothing can fail early, since its end is waited for
   const DynamicOptions method = method_options(options);
   const auto core = [&](const at::Tensor& weight, bool multiplied) {
     return compress_weight(weight, multiplied, method);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <stop_token>
 #include <string>
 
 #include "mcompress/base/mapped_file.h"
@@ -7,10 +8,10 @@
 namespace mcompress {
 
 // SHA-256 of a file as 64 lower-case hex digits, read through the map in pieces that are dropped
-// again, so that hashing costs no memory.
-std::string sha256_of_file(const MappedFile& file);
+// again, so that hashing costs no memory. A hash that is told to stop is empty.
+std::string sha256_of_file(const MappedFile& file, const std::stop_token& stop = {});
 
 // SHA-256 of a file, or of a folder: the hash over its files' names and hashes, sorted by name.
-std::string sha256_of_path(const std::string& path);
+std::string sha256_of_path(const std::string& path, const std::stop_token& stop = {});
 
 }  // namespace mcompress

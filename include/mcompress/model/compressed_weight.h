@@ -30,4 +30,8 @@ uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
 // deprecated quantized::linear_dynamic of torch.ao, one range a batch.
 enum class Runtime { kInt8, kPortable, kFbgemm };
 
+// The runtime of one linear weight where `wanted` was asked for: kInt8 of a small weight is kPortable,
+// which is faster there up to hundreds of rows, since narrowing the activations costs more than it saves.
+Runtime runtime_of(const at::Tensor& weight, Runtime wanted);
+
 }  // namespace mcompress
