@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,8 +32,9 @@ struct Command {
 Command inspect_command();
 Command evaluate_command();
 Command quantize_command();
+Command prune_command();
 inline std::vector<Command> all_commands() {
-  return {inspect_command(), evaluate_command(), quantize_command()};
+  return {inspect_command(), evaluate_command(), quantize_command(), prune_command()};
 }
 
 void add_run_options(CLI::App& app, RunOptions& options);
@@ -44,6 +46,13 @@ struct EvalOptions {
   int64_t batch_size = 64;
 };
 void add_eval_options(CLI::App& app, EvalOptions& options);
+
+// "0.5" or "50%" as a number from 0 to 1. Throws Error(2).
+double fraction_of(const std::string& text);
+CLI::Option* add_fraction(CLI::App& app, const std::string& names, std::optional<double>& value,
+                          const std::string& help);
+CLI::Option* add_count(CLI::App& app, const std::string& names, std::optional<int64_t>& value,
+                       const std::string& help);
 
 void add_gate_options(CLI::App& app, GateOptions& gates);
 // Throws Error(2) where a gate asks for a number that nothing measures.

@@ -52,6 +52,15 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
   return count_checkpoint(read_checkpoint(path, format));
 }
 
+uint64_t bytes_on_disk(const std::string& path) {
+  if (!fs::is_directory(path)) return fs::file_size(path);
+  uint64_t bytes = 0;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  }
+  return bytes;
+}
+
 BackgroundHash::BackgroundHash(const std::string& path) {
   std::packaged_task<std::string(const std::stop_token&)> task(
       [path](const std::stop_token& stop) { return sha256_of_path(path, stop); });
@@ -66,15 +75,7 @@ Artifact describe_artifact(const std::string& path, ModelFormat format, const We
 
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
                            BackgroundHash& hash) {
-  Artifact artifact{path, name_of(format), hash.get(), 0, count.parameters, count.nonzeros};
-  if (!fs::is_directory(path)) {
-    artifact.bytes = fs::file_size(path);
-    return artifact;
-  }
-  for (const auto& entry : fs::directory_iterator(path)) {
-    if (entry.is_regular_file()) artifact.bytes += entry.file_size();
-  }
-  return artifact;
+  return {path, name_of(format), hash.get(), bytes_on_disk(path), count.parameters, count.nonzeros};
 }
 
 std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,

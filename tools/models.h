@@ -21,7 +21,10 @@ WeightCount count_program(const torch::jit::Module& program);
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint);
 WeightCount count_model(const std::string& path, ModelFormat format, bool trust_code);
 
-// The model at `path` as the report shows it; a folder's bytes are those of all its files.
+// Bytes of a file, or of all files of a folder.
+uint64_t bytes_on_disk(const std::string& path);
+
+// The model at `path` as the report shows it.
 Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count);
 
 // The SHA-256 of a file or folder, made beside other work; given up where that ends early.

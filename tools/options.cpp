@@ -110,6 +110,23 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
                  "of numbers");
 }
 
+double fraction_of(const std::string& text) {
+  std::string number = text;
+  const std::string problem = fraction()(number);
+  if (!problem.empty()) throw error(Exit::kUsage, "{}", problem);
+  return to_number(number);
+}
+
+CLI::Option* add_fraction(CLI::App& app, const std::string& names, std::optional<double>& value,
+                          const std::string& help) {
+  return app.add_option(names, value, help)->transform(fraction());
+}
+
+CLI::Option* add_count(CLI::App& app, const std::string& names, std::optional<int64_t>& value,
+                       const std::string& help) {
+  return app.add_option(names, value, help)->check(whole_number(0, INT64_MAX, "from 0"));
+}
+
 void add_gate_options(CLI::App& app, GateOptions& gates) {
   app.add_option("--max-accuracy-drop", gates.max_accuracy_drop,
                  "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")

@@ -109,7 +109,8 @@ Placed read_entry(Bytes bytes, uint64_t& at, uint64_t directory_end, const std::
   entry.name.assign(reinterpret_cast<const char*>(bytes.data()) + at + kCentralSize, name_size);
   check_name(entry.name, path);
   const std::string what = fmt::format("member '{}' of '{}'", entry.name, path);
-  entry.crc32 = read_number<uint32_t>(bytes, at + 16);
+  entry.directory = at;
+  entry.crc32 = read_number<uint32_t>(bytes, at + kCentralCrc);
   uint64_t packed = read_number<uint32_t>(bytes, at + 20);
   uint64_t local = read_number<uint32_t>(bytes, at + 42);
   entry.size_bytes = read_number<uint32_t>(bytes, at + 24);
@@ -136,6 +137,7 @@ Placed read_entry(Bytes bytes, uint64_t& at, uint64_t directory_end, const std::
                    packed, kMaxRatio);
   }
   entry.data = bytes.subspan(data, packed);
+  entry.header = local;
   placed.begin = local;
   placed.end = data + packed;
   return placed;
@@ -202,6 +204,22 @@ std::string unpack(const ZipEntry& entry, const std::string& path) {
     throw bad_data("{} is damaged: its CRC does not match", what);
   }
   return content;
+}
+
+std::vector<uint64_t> crc_places(Bytes bytes, const ZipEntry& entry) {
+  constexpr uint16_t kDescriptorFollows = 8;
+  std::vector<uint64_t> places = {entry.directory + kCentralCrc};
+  if ((read_number<uint16_t>(bytes, entry.header + 6) & kDescriptorFollows) == 0) {
+    places.push_back(entry.header + kLocalCrc);
+    return places;
+  }
+  // The descriptor's signature may be left out.
+  uint64_t at = static_cast<uint64_t>(entry.data.data() - bytes.data()) + entry.data.size();
+  if (fits(at, 4, bytes.size()) && read_number<uint32_t>(bytes, at) == kDescriptorSignature) at += 4;
+  if (fits(at, 4, bytes.size()) && read_number<uint32_t>(bytes, at) == entry.crc32) places.push_back(at);
+  if (read_number<uint32_t>(bytes, entry.header + kLocalCrc) == entry.crc32)
+    places.push_back(entry.header + kLocalCrc);
+  return places;
 }
 
 void check_crcs(const std::vector<ZipEntry>& entries, const std::string& path) {

@@ -104,6 +104,14 @@ std::vector<fs::path> files_to_copy(const std::string& source,
   return files;
 }
 
+void copy_files(const std::vector<fs::path>& paths, const OutputFolder& folder) {
+  for (const fs::path& path : paths) {
+    OutputFile file(folder.path_of(path.filename().string()), true);
+    file.write(MappedFile(path.string()).bytes());
+    file.commit();
+  }
+}
+
 }  // namespace
 
 uint64_t predict_folder_bytes(const CheckpointFiles& checkpoint, const std::string& source,
@@ -124,11 +132,17 @@ void write_compressed_folder(const CheckpointFiles& checkpoint, const std::strin
   }
   const auto texts = new_texts(checkpoint, source, plan);
   for (const auto& [name, text] : texts) write_text(folder.path_of(name), text);
-  for (const fs::path& path : files_to_copy(source, texts)) {
-    OutputFile file(folder.path_of(path.filename().string()), true);
-    file.write(MappedFile(path.string()).bytes());
+  copy_files(files_to_copy(source, texts), folder);
+}
+
+void write_edited_folder(const CheckpointFiles& checkpoint, const std::string& source,
+                         const std::map<size_t, EditRows>& edits, OutputFolder& folder) {
+  for (size_t part = 0; part < checkpoint.files.size(); ++part) {
+    OutputFile file(folder.path_of(fs::path(checkpoint.files[part]->path()).filename().string()), true);
+    write_edited(checkpoint, part, edits, file);
     file.commit();
   }
+  copy_files(files_to_copy(source, {}), folder);
 }
 
 }  // namespace mcompress

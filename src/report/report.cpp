@@ -114,7 +114,28 @@ ordered_json layer_json(const LayerRecord& layer) {
           {"bytes_before", layer.bytes_before},
           {"bytes_after", layer.bytes_after},
           {"sqnr_db", or_null(layer.sqnr_db)},
-          {"max_error", or_null(layer.max_error)}};
+          {"max_error", or_null(layer.max_error)},
+          {"parameters", or_null(layer.parameters)},
+          {"zeros", or_null(layer.zeros)}};
+}
+
+double share_of(int64_t part, int64_t whole) {
+  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+ordered_json pruning_json(const Report& report) {
+  if (!report.pruning) return nullptr;
+  const Pruning& pruning = *report.pruning;
+  ordered_json json = {{"target", or_null(pruning.target)},
+                       {"weights", pruning.weights},
+                       {"zeros", pruning.zeros},
+                       {"sparsity", share_of(pruning.zeros, pruning.weights)},
+                       {"sparsity_of_model", nullptr}};
+  if (report.output) {
+    json["sparsity_of_model"] =
+        share_of(report.output->parameters - report.output->nonzeros, report.output->parameters);
+  }
+  return json;
 }
 
 template <typename T, typename F>
@@ -177,6 +198,7 @@ ordered_json to_json(const Report& report) {
           {"metrics", {{"before", metrics_json(report.before)}, {"after", metrics_json(report.after)}}},
           {"comparison", comparison_json(report)},
           {"layers", list_json(report.layers, layer_json)},
+          {"pruning", pruning_json(report)},
           {"gates",
            list_json(report.gates,
                      [](const Gate& g) {

@@ -74,7 +74,7 @@ std::vector<Row> list_program(const torch::jit::Module& program) {
             values.sizes().vec(),
             values.nbytes(),
             count_elements_of(values).non_finite,
-            "not the weight of a linear layer or embedding",
+            "not the weight of a linear layer, convolution or embedding",
             "",
             ""};
     if (layer != layers.end()) {
@@ -102,7 +102,7 @@ std::vector<Row> list_checkpoint(const CheckpointFiles& checkpoint) {
             array.shape,
             count_elements(array.shape).value() * size_of(array.dtype),
             0,
-            "not the weight of a linear layer or embedding",
+            "not the weight of a linear layer, convolution or embedding",
             "",
             ""};
     LayerKind kind{};

@@ -9,11 +9,7 @@ namespace mcompress::cli {
 namespace {
 
 void check_options(const QuantizeCommand& options) {
-  if (options.output.empty() && !options.dry_run)
-    throw error(Exit::kUsage, "quantize needs -o/--output, or --dry-run");
-  if (options.output == "-")
-    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
-  check_gate_options(options.gates, options.eval);
+  check_compress_options(options, "quantize");
   if (options.dtype != "int8" && options.per_tensor)
     throw error(Exit::kUsage, "--per-tensor goes with --dtype int8 only");
   if (options.dtype != "int8" && options.runtime == "fbgemm")
@@ -34,15 +30,18 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
 
 }  // namespace
 
+std::string obstacle_of(LayerKind kind, const QuantizeCommand& options) {
+  if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d) return "dynamic mode treats no convolutions";
+  const bool left = kind == LayerKind::kEmbedding && !options.embeddings;
+  return left ? "embeddings are left alone without --embeddings" : "";
+}
+
 Command quantize_command() {
   auto options = std::make_shared<QuantizeCommand>();
   const auto add_options = [options](CLI::App& app) {
-    app.add_option("model,-m,--model", options->model,
-                   "Model: TorchScript, state dict, safetensors or Hugging Face folder")
-        ->required();
-    app.add_option(
-        "-o,--output", options->output,
-        "What to write: TorchScript for TorchScript, a folder for a folder, safetensors for the rest");
+    add_compress_options(app, *options,
+                         "What to write: TorchScript for TorchScript, a folder for a folder, safetensors for "
+                         "the rest");
     app.add_option("--mode", options->mode, "dynamic: weights are narrowed, activations when they come")
         ->check(CLI::IsMember({"dynamic"}));
     app.add_option("--dtype", options->dtype, "Type of the stored weights")
@@ -52,16 +51,7 @@ Command quantize_command() {
                    "How int8 layers compute. int8: oneDNN kernels; portable: plain operators, any CPU; "
                    "fbgemm: torch.ao's deprecated operator, fastest on small batches")
         ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
-    app.add_option("--layer", options->selection.only,
-                   "Only layers whose name matches this expression; repeatable")
-        ->allow_extra_args(false);
-    app.add_option("--ignore", options->selection.ignore, "Leave layers alone whose name matches; repeatable")
-        ->allow_extra_args(false);
     app.add_flag("--embeddings", options->embeddings, "Compress embeddings too");
-    app.add_flag("--dry-run", options->dry_run,
-                 "Print the decision for each layer and the predicted bytes, and stop");
-    add_gate_options(app, options->gates);
-    add_eval_options(app, options->eval);
   };
   const auto run = [options](const RunOptions& r, Report& report) { quantize(*options, r, report); };
   return {"quantize", "Store weights in fewer bits", add_options, run};

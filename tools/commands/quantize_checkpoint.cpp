@@ -14,12 +14,7 @@ namespace mcompress::cli {
 namespace {
 
 void check_checkpoint_options(const QuantizeCommand& options, ModelFormat format) {
-  if (!options.eval.data_path.empty()) {
-    throw error(Exit::kUsage,
-                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
-                "--eval-command",
-                options.model);
-  }
+  if (!options.eval.data_path.empty()) throw no_program(options);
   if (options.runtime != "int8") {
     throw error(Exit::kUsage, "'{}' holds weights without a program, so --runtime {} means nothing",
                 options.model, options.runtime);
@@ -62,14 +57,14 @@ StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCom
       report.layers.push_back(other_weight(array.name, bytes));
     }
   }
-  decide_all(plan, options);
+  decide_all(plan, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
   for (size_t i = 0; i < plan.size(); ++i) {
     result.chosen[indices[i]] = plan[i].reason.empty();
     const std::string& name = plan[i].name;
     if (!plan[i].reason.empty() && plan[i].kind == LayerKind::kLinear)
       result.kept_linear.push_back(name.substr(0, name.rfind('.')));
     report.layers.push_back(
-        record_of(plan[i], options, compressed_bytes(checkpoint.arrays[indices[i]], result.type)));
+        record_of(plan[i], options.dtype, compressed_bytes(checkpoint.arrays[indices[i]], result.type)));
   }
   return result;
 }

@@ -27,7 +27,7 @@ void add_records(const std::vector<Decision>& plan, const CompressedLayers& comp
   for (size_t i = 0; i < plan.size(); ++i) {
     const auto weight = compressed.weights.find(plan[i].name);
     const uint64_t bytes = weight == compressed.weights.end() ? 0 : stored_bytes(weight->second);
-    LayerRecord record = record_of(plan[i], options, bytes);
+    LayerRecord record = record_of(plan[i], options.dtype, bytes);
     if (compressed.errors[i]) {
       record.sqnr_db = compressed.errors[i]->sqnr_db;
       record.max_error = compressed.errors[i]->max_error;
@@ -69,7 +69,7 @@ std::vector<Decision> plan_program(const torch::jit::Module& program, const std:
     plan.push_back({layer.name, layer.kind, obstacle, identity_of(layer.weight), layer.weight.nbytes()});
     listed.insert(layer.name.empty() ? "weight" : layer.name + ".weight");
   }
-  decide_all(plan, options);
+  decide_all(plan, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
   for (const auto& parameter : program.named_parameters()) {
     if (parameter.value.dim() >= 2 && !listed.contains(parameter.name))
       report.layers.push_back(other_weight(parameter.name, parameter.value.nbytes()));

@@ -11,10 +11,11 @@ namespace mcompress {
 
 struct ZipEntry {
   std::string name;
-  uint32_t crc32 = 0;       // 0: not computed by the writer
-  bool deflated = false;    // otherwise stored
-  Bytes data;               // as it lies in the file
-  uint64_t size_bytes = 0;  // unpacked
+  uint32_t crc32 = 0;                  // 0: not computed by the writer
+  bool deflated = false;               // otherwise stored
+  Bytes data;                          // as it lies in the file
+  uint64_t size_bytes = 0;             // unpacked
+  uint64_t header = 0, directory = 0;  // offsets of its two headers
 };
 
 bool looks_like_zip(Bytes bytes);
@@ -28,6 +29,9 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& path);
 
 // The unpacked content of an entry, CRC checked. read_zip's limits bound the memory.
 std::string unpack(const ZipEntry& entry, const std::string& path);
+
+// Offsets of the places in the file that hold the CRC of an entry.
+std::vector<uint64_t> crc_places(Bytes bytes, const ZipEntry& entry);
 
 // Checks the CRC of every entry that has one; the damaged member is named (65).
 void check_crcs(const std::vector<ZipEntry>& entries, const std::string& path);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -62,5 +63,16 @@ void write_compressed_folder(const CheckpointFiles& checkpoint, const std::strin
                              const StoragePlan& plan, const QuantizeRows& quantize, OutputFolder& folder);
 uint64_t predict_folder_bytes(const CheckpointFiles& checkpoint, const std::string& source,
                               const StoragePlan& plan);
+
+// New content of some rows of an array, of its type and shape, asked for in order.
+using EditRows = std::function<at::Tensor(const at::Tensor& rows, int64_t begin, int64_t end)>;
+
+// Writes file number `part` of the checkpoint with new values in some arrays, by their index, and all else as
+// it is. Arrays that share their bytes with an edited one follow it. Read and written a piece at a time.
+void write_edited(const CheckpointFiles& checkpoint, size_t part, const std::map<size_t, EditRows>& edits,
+                  OutputFile& file);
+// The same for a whole Hugging Face folder beside its `source`.
+void write_edited_folder(const CheckpointFiles& checkpoint, const std::string& source,
+                         const std::map<size_t, EditRows>& edits, OutputFolder& folder);
 
 }  // namespace mcompress

@@ -48,7 +48,14 @@ struct Metrics {
 struct LayerRecord {
   std::string name, kind, decision, reason;  // reason: why it was kept
   uint64_t bytes_before = 0, bytes_after = 0;
-  std::optional<double> sqnr_db, max_error;
+  std::optional<double> sqnr_db = {}, max_error = {};
+  std::optional<int64_t> parameters = {}, zeros = {};  // of a pruned model
+};
+
+// What pruning did to the weights that it chose.
+struct Pruning {
+  std::optional<double> target;  // the share that was asked for
+  int64_t weights = 0, zeros = 0;
 };
 
 struct Gate {
@@ -70,6 +77,7 @@ struct Report {
   std::optional<uint64_t> predicted_bytes;
   std::optional<Metrics> before, after;
   std::vector<LayerRecord> layers;
+  std::optional<Pruning> pruning;
   std::vector<Gate> gates;
   std::vector<std::string> warnings;
   std::vector<Phase> phases;

@@ -1,0 +1,105 @@
+#include "compress_steps.h"
+
+#include <fmt/format.h>
+
+#include "log.h"
+
+namespace mcompress::cli {
+
+void add_compress_options(CLI::App& app, CompressOptions& options, const std::string& output_help) {
+  app.add_option("model,-m,--model", options.model,
+                 "Model: TorchScript, state dict, safetensors or Hugging Face folder")
+      ->required();
+  app.add_option("-o,--output", options.output, output_help);
+  app.add_option("--layer", options.selection.only,
+                 "Only layers whose name matches this expression; repeatable")
+      ->allow_extra_args(false);
+  app.add_option("--ignore", options.selection.ignore, "Leave layers alone whose name matches; repeatable")
+      ->allow_extra_args(false);
+  app.add_flag("--dry-run", options.dry_run,
+               "Print the decision for each layer and the predicted bytes, and stop");
+  add_gate_options(app, options.gates);
+  add_eval_options(app, options.eval);
+}
+
+void check_compress_options(const CompressOptions& options, const std::string& command) {
+  if (options.output.empty() && !options.dry_run)
+    throw error(Exit::kUsage, "{} needs -o/--output, or --dry-run", command);
+  if (options.output == "-")
+    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
+  check_gate_options(options.gates, options.eval);
+}
+
+Error no_program(const CompressOptions& options) {
+  return error(Exit::kUsage,
+               "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
+               "--eval-command",
+               options.model);
+}
+
+void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
+                const std::function<std::string(LayerKind)>& obstacle_of) {
+  decide(plan, options.selection, obstacle_of, options.model);
+}
+
+void evaluate_input(const CompressOptions& options, Report& report) {
+  if (options.eval.command.empty() || options.dry_run) return;
+  report.before.emplace();
+  report.before->custom = timed(report, "evaluate command before",
+                                [&] { return run_eval_command(options.eval.command, options.model); });
+  if (options.gates.max_accuracy_drop && options.eval.data_path.empty() && !report.before->quality()) {
+    throw error(Exit::kUsage, "--max-accuracy-drop needs 'top1' or 'accuracy' from --eval-command");
+  }
+}
+
+LayerRecord record_of(const Decision& decision, const std::string& action, uint64_t compressed_bytes) {
+  const bool compressed = decision.reason.empty();
+  return {decision.name,   name_of(decision.kind), compressed ? action : "keep",
+          decision.reason, decision.bytes_before,  compressed ? compressed_bytes : decision.bytes_before};
+}
+
+LayerRecord other_weight(const std::string& name, uint64_t bytes) {
+  return {name,  "other", "keep", "not the weight of a linear layer, convolution or embedding",
+          bytes, bytes,   {},     {}};
+}
+
+namespace {
+
+void log_layers(const Report& report) {
+  for (const LayerRecord& layer : report.layers) {
+    log_detail(
+        fmt::format("{}: {}{}", layer.name, layer.decision, layer.reason.empty() ? "" : ", " + layer.reason));
+  }
+}
+
+void print_plan(const Report& report) {
+  for (const LayerRecord& layer : report.layers) {
+    fmt::print("{:<48} {:<10} {:>12} -> {:>12} bytes  {}\n", printable(layer.name), layer.decision,
+               layer.bytes_before, layer.bytes_after, printable(layer.reason));
+  }
+  fmt::print("predicted output: {} bytes\n", *report.predicted_bytes);
+}
+
+}  // namespace
+
+void finish_dry_run(const RunOptions& run, const Report& report) {
+  if (run.report != "-") print_plan(report);
+}
+
+void conclude(const CompressOptions& options, Report& report) {
+  if (!options.eval.command.empty()) {
+    if (!report.after) report.after.emplace();
+    try {
+      report.after->custom = timed(report, "evaluate command after",
+                                   [&] { return run_eval_command(options.eval.command, options.output); });
+    } catch (const Error& failure) {
+      throw error(failure.code(), "'{}' is written, but could not be measured: {}", options.output,
+                  failure.what());
+    }
+  }
+  if (report.size_ratio() < 1) report.warnings.emplace_back("the output is larger than the input");
+  if (!check_gates(options.gates, report)) report.exit_code = static_cast<int>(Exit::kGateFailed);
+  log_layers(report);
+}
+
+}  // namespace mcompress::cli

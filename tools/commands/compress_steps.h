@@ -1,0 +1,63 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "command.h"
+#include "mcompress/base/error.h"
+#include "mcompress/methods/plan.h"
+
+namespace mcompress::cli {
+
+// The settings of every command that writes a smaller model.
+struct CompressOptions {
+  std::string model, output;
+  Selection selection;
+  bool dry_run = false;
+  EvalOptions eval;
+  GateOptions gates;
+};
+void add_compress_options(CLI::App& app, CompressOptions& options, const std::string& output_help);
+// What is wrong with them before any file is read.
+void check_compress_options(const CompressOptions& options, const std::string& command);
+
+// --eval-data for weights that nothing can run.
+Error no_program(const CompressOptions& options);
+
+// Steps that these commands share, in the order of a run.
+
+// Fills in the decisions of a plan; `obstacle_of` tells why a kind of layer is left alone. Throws Error(65)
+// where nothing is left to compress.
+void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
+                const std::function<std::string(LayerKind)>& obstacle_of);
+
+// The user's own measure of the input comes before the long work, so that one that fails, fails early.
+void evaluate_input(const CompressOptions& options, Report& report);
+
+// One line of the report's layers; `action` is what is done with those that are chosen.
+LayerRecord record_of(const Decision& decision, const std::string& action, uint64_t compressed_bytes);
+// The same for a weight of no kind that is compressed, such as a recurrent layer's.
+LayerRecord other_weight(const std::string& name, uint64_t bytes);
+
+// Prints the plan, unless stdout is the report's.
+void finish_dry_run(const RunOptions& run, const Report& report);
+
+// Opens what was written before it takes its place; that it does not open is a mistake of ours.
+template <typename Open>
+auto reopen(Report& report, Open open) {
+  return timed(report, "reopen", [&] {
+    try {
+      return open();
+    } catch (const Error& failure) {
+      if (failure.code() != Exit::kBadData) throw;
+      throw error(Exit::kInternal, "internal error: the output does not open: {}; please report it",
+                  failure.what());
+    }
+  });
+}
+
+// What follows once the output is in place: the user's measure, gates, the log.
+void conclude(const CompressOptions& options, Report& report);
+
+}  // namespace mcompress::cli

@@ -1,0 +1,174 @@
+#include "prune.h"
+
+#include <map>
+#include <memory>
+#include <set>
+
+#include "mcompress/base/output.h"
+#include "mcompress/base/pattern.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+PruneOptions method_options(const PruneCommand& options, uint64_t seed) {
+  static const std::map<std::string, Criterion> kCriteria = {
+      {"l1", Criterion::kL1}, {"l2", Criterion::kL2}, {"random", Criterion::kRandom}};
+  return {kCriteria.at(options.criterion), parse_pattern(options.pattern), seed};
+}
+
+// A share of its own for the layers that an expression matches.
+struct LayerShare {
+  Pattern layers;
+  double share;
+};
+
+std::vector<LayerShare> read_layer_shares(const PruneCommand& options) {
+  std::vector<LayerShare> shares;
+  for (const std::string& text : options.layer_sparsity) {
+    const size_t equals = text.rfind('=');
+    if (equals == std::string::npos || equals == 0)
+      throw error(Exit::kUsage, "--layer-sparsity '{}' is not REGEX=SHARE, such as 'fc.*=0.5'", text);
+    shares.push_back({Pattern(text.substr(0, equals)), fraction_of(text.substr(equals + 1))});
+  }
+  return shares;
+}
+
+void check_options(const PruneCommand& options) {
+  check_compress_options(options, "prune");
+  const SparsityPattern pattern = parse_pattern(options.pattern);
+  read_layer_shares(options);
+  const bool groups = pattern.kind == SparsityPattern::Kind::kGroups;
+  if (groups && (options.sparsity || options.count || !options.layer_sparsity.empty())) {
+    throw error(Exit::kUsage,
+                "--pattern {0} zeroes {1} of every {2} weights, so --sparsity, --count and --layer-sparsity "
+                "have no place",
+                options.pattern, pattern.group - pattern.kept, pattern.group);
+  }
+  if (!groups && !options.sparsity && !options.count && options.layer_sparsity.empty())
+    throw error(Exit::kUsage, "prune needs --sparsity, --count, --layer-sparsity or --pattern N:M");
+  if (options.scope == "global" && pattern.kind != SparsityPattern::Kind::kUnstructured)
+    throw error(Exit::kUsage, "--scope global goes with --pattern unstructured only");
+}
+
+void prune(const PruneCommand& options, const RunOptions& run, Report& report) {
+  check_options(options);
+  const ModelFormat format = detect_model(options.model);
+  const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
+  if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
+  if (format == ModelFormat::kTorchScript) {
+    prune_program(options, run, report);
+  } else {
+    prune_checkpoint(options, format, run, report);
+  }
+}
+
+}  // namespace
+
+std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
+  const std::string& types = options.types;
+  const bool convolution = kind == LayerKind::kConv1d || kind == LayerKind::kConv2d;
+  const std::string type = convolution ? "conv" : name_of(kind);
+  if (types == "all" || types.find(type) != std::string::npos) return "";
+  return fmt::format("--types {} leaves it out", types);
+}
+
+void keep_overlapping(std::vector<Decision>& plan) {
+  struct Range {
+    const std::byte* begin;
+    const Decision* decision;
+  };
+  std::vector<Range> ranges;
+  for (const Decision& decision : plan) {
+    if (decision.reason.empty())
+      ranges.push_back({static_cast<const std::byte*>(decision.identity.data), &decision});
+  }
+  for (Decision& decision : plan) {
+    if (!decision.reason.empty()) continue;
+    const auto* begin = static_cast<const std::byte*>(decision.identity.data);
+    for (const Range& range : ranges) {
+      if (range.decision == &decision) break;  // the first of them is pruned
+      const bool apart =
+          begin + decision.bytes_before <= range.begin || range.begin + range.decision->bytes_before <= begin;
+      if (apart || range.decision->identity == decision.identity || !range.decision->reason.empty()) continue;
+      decision.reason = fmt::format("lies over the weight of '{}', which is pruned", range.decision->name);
+    }
+  }
+}
+
+std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,
+                                  uint64_t seed) {
+  const PruneOptions method = method_options(options, seed);
+  const std::vector<LayerShare> shares = read_layer_shares(options);
+  std::vector<bool> used(shares.size(), false);
+  std::vector<RowMask> masks(weights.size());
+  std::vector<PrunableWeight> together;
+  std::vector<size_t> indices;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Amount amount{options.sparsity.value_or(0), options.count};
+    bool alone = options.scope == "layer";
+    for (size_t j = 0; j < shares.size(); ++j) {
+      if (!shares[j].layers.matches(weights[i].name)) continue;
+      amount = {shares[j].share, {}};
+      used[j] = alone = true;
+    }
+    if (alone) {
+      masks[i] = choose_zeros({weights[i]}, amount, method).front();
+    } else {
+      together.push_back(weights[i]);
+      indices.push_back(i);
+    }
+  }
+  const auto unused = std::find(used.begin(), used.end(), false);
+  if (unused != used.end()) {
+    throw error(Exit::kUsage, "--layer-sparsity '{}' matches no layer that is pruned",
+                options.layer_sparsity[static_cast<size_t>(unused - used.begin())]);
+  }
+  if (together.empty()) return masks;
+  const auto pooled = choose_zeros(together, {options.sparsity.value_or(0), options.count}, method);
+  for (size_t i = 0; i < pooled.size(); ++i) masks[indices[i]] = pooled[i];
+  return masks;
+}
+
+void sum_up(const PruneCommand& options, const std::vector<Decision>& plan, Report& report) {
+  Pruning pruning{options.sparsity, 0, 0};
+  std::set<WeightIdentity> seen;  // a weight that layers share counts once
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (!plan[i].reason.empty() || !seen.insert(plan[i].identity).second) continue;
+    pruning.weights += *report.layers[i].parameters;
+    pruning.zeros += *report.layers[i].zeros;
+  }
+  report.pruning = pruning;
+}
+
+Command prune_command() {
+  auto options = std::make_shared<PruneCommand>();
+  const auto add_options = [options](CLI::App& app) {
+    add_compress_options(app, *options, "What to write, in the format of the model; a folder for a folder");
+    add_fraction(app, "--sparsity,--amount", options->sparsity,
+                 "Share of the weights that become zero, 0.3 or 30%; of the channels with channels-zero");
+    add_count(app, "--count", options->count,
+              "Number of weights or channels that become zero: in each layer, or in all with --scope global")
+        ->excludes("--sparsity");
+    app.add_option("--types", options->types, "Kinds of layers")
+        ->check(CLI::IsMember(
+            {"linear", "conv", "embedding", "linear,conv", "linear,embedding", "conv,embedding", "all"}));
+    app.add_option("--layer-sparsity", options->layer_sparsity,
+                   "REGEX=SHARE: another share for the layers that match; repeatable, the last one holds")
+        ->allow_extra_args(false);
+    app.add_option("--scope", options->scope,
+                   "layer: the share holds in each layer; global: in all of them together")
+        ->check(CLI::IsMember({"layer", "global"}));
+    app.add_option("--criterion", options->criterion,
+                   "What is pruned first. l1: small magnitudes; l2: the same, channels by their Euclidean "
+                   "norm; random: by --seed")
+        ->check(CLI::IsMember({"l1", "l2", "random"}));
+    app.add_option("--pattern", options->pattern,
+                   "unstructured: any weights; N:M: of every M neighbours N stay, such as 2:4; "
+                   "channels-zero: whole output channels");
+  };
+  const auto run = [options](const RunOptions& r, Report& report) { prune(*options, r, report); };
+  return {"prune", "Set the least important weights to zero", add_options, run};
+}
+
+}  // namespace mcompress::cli

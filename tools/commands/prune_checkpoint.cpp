@@ -1,0 +1,134 @@
+#include <map>
+#include <set>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/checked.h"
+#include "mcompress/base/output.h"
+#include "mcompress/model/checkpoint.h"
+#include "models.h"
+#include "prune.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+// What becomes of the arrays: a decision for those that are weights of layers, by their index.
+struct CheckpointPlan {
+  std::vector<Decision> decisions;
+  std::vector<size_t> arrays;
+};
+
+CheckpointPlan plan_checkpoint(const CheckpointFiles& checkpoint, const PruneCommand& options) {
+  CheckpointPlan plan;
+  const std::set<std::string> names = names_of(checkpoint);
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    LayerKind kind{};
+    if (!guess_kind(array, kind)) continue;
+    const void* place = array.bytes.empty() ? static_cast<const void*>(&array) : array.bytes.data();
+    plan.decisions.push_back({array.name,
+                              kind,
+                              obstacle_of(array, names),
+                              {place, array.shape, array.strides},
+                              array.bytes.size()});
+    plan.arrays.push_back(i);
+  }
+  decide_all(plan.decisions, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
+  keep_overlapping(plan.decisions);
+  return plan;
+}
+
+PrunableWeight prunable(const Array& array, const MappedFile& map) {
+  const int64_t rows = array.shape[0];
+  const auto columns = static_cast<int64_t>(count_elements(array.shape).value()) / rows;
+  const auto read = [&array](int64_t begin, int64_t end) { return rows_of(array, begin, end).flatten(1); };
+  return {array.name, rows, columns, read, [&array, &map] { map.drop(array.bytes); }, {}};
+}
+
+// The edits that zero the chosen weights. They count the zeros of each array while they run.
+std::map<size_t, EditRows> make_edits(const CheckpointFiles& checkpoint, const CheckpointPlan& plan,
+                                      const PruneCommand& options, uint64_t seed,
+                                      std::map<WeightIdentity, int64_t>& zeros) {
+  std::vector<PrunableWeight> weights;
+  std::vector<size_t> chosen;  // decisions
+  std::set<WeightIdentity> seen;
+  for (size_t i = 0; i < plan.decisions.size(); ++i) {
+    const Decision& decision = plan.decisions[i];
+    if (!decision.reason.empty() || !seen.insert(decision.identity).second) continue;
+    const size_t array = plan.arrays[i];
+    weights.push_back(prunable(checkpoint.arrays[array], *checkpoint.files[checkpoint.file_of[array]]));
+    chosen.push_back(i);
+  }
+  const std::vector<RowMask> masks = choose_masks(weights, options, seed);
+  std::map<size_t, EditRows> edits;
+  for (size_t i = 0; i < masks.size(); ++i) {
+    int64_t& count = zeros[plan.decisions[chosen[i]].identity];
+    edits[plan.arrays[chosen[i]]] = [mask = masks[i], &count](const at::Tensor& rows, int64_t begin,
+                                                              int64_t end) {
+      at::Tensor pruned = rows.masked_fill(mask(begin, end).view(rows.sizes()), 0);
+      count += pruned.numel() - count_elements_of(pruned).nonzeros;
+      return pruned;
+    };
+  }
+  return edits;
+}
+
+void add_records(const CheckpointFiles& checkpoint, const CheckpointPlan& plan,
+                 const std::map<WeightIdentity, int64_t>& zeros, Report& report) {
+  for (size_t i = 0; i < plan.decisions.size(); ++i) {
+    const Decision& decision = plan.decisions[i];
+    LayerRecord record = record_of(decision, "prune", decision.bytes_before);
+    record.parameters = static_cast<int64_t>(count_elements(checkpoint.arrays[plan.arrays[i]].shape).value());
+    const auto counted = zeros.find(decision.identity);
+    if (counted != zeros.end()) record.zeros = counted->second;
+    report.layers.push_back(std::move(record));
+  }
+}
+
+}  // namespace
+
+void prune_checkpoint(const PruneCommand& options, ModelFormat format, const RunOptions& run,
+                      Report& report) {
+  if (!options.eval.data_path.empty()) throw no_program(options);
+  BackgroundHash hash(options.model);
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
+  report.warnings = checkpoint.notes;
+  const CheckpointPlan plan = plan_checkpoint(checkpoint, options);
+  evaluate_input(options, report);
+  report.predicted_bytes = bytes_on_disk(options.model);
+  std::map<WeightIdentity, int64_t> zeros;
+  const auto edits = timed(report, "choose", [&] {
+    return make_edits(checkpoint, plan, options, static_cast<uint64_t>(run.seed), zeros);
+  });
+  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint), hash);
+  if (options.dry_run) {
+    add_records(checkpoint, plan, {}, report);
+    return finish_dry_run(run, report);
+  }
+  const bool folder = format == ModelFormat::kHuggingFace;
+  check_output(options.output, folder ? OutputKind::kFolder : OutputKind::kFile, run.force, run.inputs,
+               *report.predicted_bytes);
+  const auto count_written = [&](const std::string& path) {
+    return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, format)); });
+  };
+  WeightCount count;
+  if (folder) {
+    OutputFolder output(options.output, run.force);
+    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
+    count = count_written(output.temporary());
+    output.commit();
+  } else {
+    OutputFile output(options.output, run.force);
+    timed(report, "write", [&] { write_edited(checkpoint, 0, edits, output); });
+    count = count_written(output.temporary());
+    output.commit();
+  }
+  report.output = describe_artifact(options.output, format, count);
+  add_records(checkpoint, plan, zeros, report);
+  sum_up(options, plan.decisions, report);
+  conclude(options, report);
+}
+
+}  // namespace mcompress::cli

@@ -1,0 +1,118 @@
+#include <map>
+#include <set>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/output.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/model/pieces.h"
+#include "mcompress/model/program.h"
+#include "models.h"
+#include "prune.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+std::string weight_obstacle(const at::Tensor& weight) {
+  if (weight.numel() == 0) return "its weight is empty";
+  if (!at::isFloatingType(weight.scalar_type()) || weight.element_size() == 1)
+    return fmt::format("its weight is {}, no float type that is pruned", c10::toString(weight.scalar_type()));
+  return "";
+}
+
+std::vector<Decision> plan_program(const std::vector<Layer>& layers, const PruneCommand& options) {
+  std::vector<Decision> plan;
+  for (const Layer& layer : layers) {
+    plan.push_back({layer.name, layer.kind, weight_obstacle(layer.weight), identity_of(layer.weight),
+                    layer.weight.nbytes()});
+  }
+  decide_all(plan, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
+  keep_overlapping(plan);
+  return plan;
+}
+
+PrunableWeight prunable(const Layer& layer) {
+  const at::Tensor weight = layer.weight.detach();
+  const auto read = [weight](int64_t begin, int64_t end) { return weight.slice(0, begin, end).flatten(1); };
+  return {layer.name, weight.size(0), weight.numel() / weight.size(0), read, {}, {}};
+}
+
+void apply_mask(const at::Tensor& weight, const RowMask& mask) {
+  for_row_pieces(0, weight.size(0), weight.numel() / weight.size(0), [&](int64_t begin, int64_t end) {
+    const at::Tensor rows = weight.detach().slice(0, begin, end);
+    rows.masked_fill_(mask(begin, end).view(rows.sizes()), 0);
+  });
+}
+
+// Prunes the weights of the program where they lie; those that layers share once.
+void prune_layers(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
+                  const PruneCommand& options, uint64_t seed) {
+  std::vector<PrunableWeight> weights;
+  std::vector<at::Tensor> tensors;
+  std::set<WeightIdentity> seen;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (!plan[i].reason.empty() || !seen.insert(plan[i].identity).second) continue;
+    weights.push_back(prunable(layers[i]));
+    tensors.push_back(layers[i].weight);
+  }
+  const std::vector<RowMask> masks = choose_masks(weights, options, seed);
+  Progress progress("prune", static_cast<int64_t>(masks.size()));
+  for (size_t i = 0; i < masks.size(); ++i) {
+    progress.step();
+    apply_mask(tensors[i], masks[i]);
+  }
+}
+
+void add_records(const std::vector<Layer>& layers, const std::vector<Decision>& plan, Report& report) {
+  for (size_t i = 0; i < plan.size(); ++i) {
+    LayerRecord record = record_of(plan[i], "prune", plan[i].bytes_before);
+    const ElementCount count = count_elements_of(layers[i].weight.detach());
+    record.parameters = count.elements;
+    record.zeros = count.elements - count.nonzeros;
+    report.layers.push_back(std::move(record));
+  }
+}
+
+}  // namespace
+
+void prune_program(const PruneCommand& options, const RunOptions& run, Report& report) {
+  std::optional<Dataset> data;
+  if (!options.eval.data_path.empty()) {
+    data =
+        timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
+  }
+  BackgroundHash hash(options.model);
+  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
+  const std::vector<Layer> layers = list_layers(program);
+  const std::vector<Decision> plan = plan_program(layers, options);
+  evaluate_input(options, report);
+  const WeightCount before = count_program(program);
+  timed(report, "prune", [&] { prune_layers(layers, plan, options, static_cast<uint64_t>(run.seed)); });
+  add_records(layers, plan, report);
+  sum_up(options, plan, report);
+  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, before, hash);
+  const std::string serialized = timed(report, "serialize", [&] { return serialize_program(program); });
+  report.predicted_bytes = count_program_bytes(serialized);
+  if (options.dry_run) return finish_dry_run(run, report);
+
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
+  OutputFile file(options.output, run.force);
+  timed(report, "write", [&] { write_program(serialized, file); });
+  const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
+  file.commit();
+  report.output = describe_artifact(options.output, ModelFormat::kTorchScript, count_program(reopened));
+  if (data) {
+    const auto metrics = timed(report, "evaluate", [&] {
+      const auto original = load_program(options.model, run.trust_code);
+      return measure_programs({original, reopened}, *data, options.eval.batch_size);
+    });
+    const auto custom = report.before ? report.before->custom : std::map<std::string, double>();
+    report.before = metrics[0];
+    report.before->custom = custom;
+    report.after = metrics[1];
+  }
+  conclude(options, report);
+}
+
+}  // namespace mcompress::cli
