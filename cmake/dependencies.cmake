@@ -17,6 +17,11 @@ if(NOT PCRE2_LIBRARY)
   message(FATAL_ERROR "PCRE2 was not found. On Debian: apt-get install libpcre2-dev")
 endif()
 
+find_library(ZSTD_LIBRARY zstd)
+if(NOT ZSTD_LIBRARY)
+  message(FATAL_ERROR "zstd was not found. On Debian: apt-get install libzstd-dev")
+endif()
+
 if(MCOMPRESS_TORCH)
   # A wheel that this checkout installed into .venv is found without help.
   file(GLOB MCOMPRESS_WHEEL ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)

@@ -68,14 +68,14 @@ BackgroundHash::BackgroundHash(const std::string& path) {
   worker_ = std::jthread(std::move(task));
 }
 
-Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count) {
+Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count) {
   BackgroundHash hash(path);
   return describe_artifact(path, format, count, hash);
 }
 
-Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
+Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count,
                            BackgroundHash& hash) {
-  return {path, name_of(format), hash.get(), bytes_on_disk(path), count.parameters, count.nonzeros};
+  return {path, format, hash.get(), bytes_on_disk(path), count.parameters, count.nonzeros};
 }
 
 std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,

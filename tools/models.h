@@ -25,7 +25,7 @@ WeightCount count_model(const std::string& path, ModelFormat format, bool trust_
 uint64_t bytes_on_disk(const std::string& path);
 
 // The model at `path` as the report shows it.
-Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count);
+Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count);
 
 // The SHA-256 of a file or folder, made beside other work; given up where that ends early.
 class BackgroundHash {
@@ -37,7 +37,7 @@ class BackgroundHash {
   std::future<std::string> result_;
   std::jthread worker_;
 };
-Artifact describe_artifact(const std::string& path, ModelFormat format, const WeightCount& count,
+Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count,
                            BackgroundHash& hash);
 
 // Accuracy of each program on all data, and latency on its first batch, the programs taking turns.

@@ -31,6 +31,7 @@ constexpr std::array kStrangers = {
     Stranger{"GGUF", "a GGUF file, which is not read yet; convert it to safetensors"},
     Stranger{"\x89HDF\r\n", "an HDF5 file (Keras); export TorchScript or safetensors"},
     Stranger{"7z\xbc\xaf", "a 7z archive; unpack it first"},
+    Stranger{"\x28\xb5\x2f\xfd", "a zstd file; unpack it with 'mcompress expand' or 'zstd -d'"},
     Stranger{"\x1f\x8b", "a gzip file; unpack it first"},
     Stranger{"<!DOCTYPE", "an HTML page, probably a failed download"},
     Stranger{"<html", "an HTML page, probably a failed download"},

@@ -70,7 +70,8 @@ std::string reason_of(const std::exception& failure) {
 // Hands the members of a serialized program to the writer.
 void repack(const std::string& serialized, ZipWriter& writer) {
   for (const ZipEntry& entry : read_zip(std::as_bytes(std::span(serialized)), "archive")) {
-    if (entry.name.ends_with(".debug_pkl")) continue;
+    // The id is made from the checksums of all members, left out ones too, and is read for logs only.
+    if (entry.name.ends_with(".debug_pkl") || entry.name.ends_with(".data/serialization_id")) continue;
     if (entry.deflated) {
       const std::string content = unpack(entry, "archive");
       writer.add(entry.name, std::as_bytes(std::span(content)), true);
@@ -132,6 +133,17 @@ uint64_t count_program_bytes(const std::string& serialized) {
   ZipWriter writer([](Bytes /*bytes*/) {});
   repack(serialized, writer);
   return writer.size_bytes();
+}
+
+bool is_written_as(const std::string& serialized, Bytes expected) {
+  bool same = true;
+  ZipWriter writer([&](Bytes bytes) {
+    same =
+        same && bytes.size() <= expected.size() && std::equal(bytes.begin(), bytes.end(), expected.begin());
+    if (same) expected = expected.subspan(bytes.size());
+  });
+  repack(serialized, writer);
+  return same && expected.empty();
 }
 
 }  // namespace mcompress

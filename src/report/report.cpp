@@ -8,6 +8,7 @@
 
 #include "mcompress/base/process.h"
 #include "mcompress/base/text.h"
+#include "mcompress/formats/zstd.h"
 #include "mcompress/report/version.h"
 
 namespace mcompress {
@@ -138,6 +139,16 @@ ordered_json pruning_json(const Report& report) {
   return json;
 }
 
+ordered_json storage_json(const std::optional<Storage>& storage) {
+  if (!storage) return nullptr;
+  return {{"store", storage->store},
+          {"dense_bytes", storage->dense_bytes},
+          {"stored_bytes", storage->stored_bytes},
+          {"dense_zstd_bytes", storage->dense_zstd_bytes},
+          {"stored_zstd_bytes", storage->stored_zstd_bytes},
+          {"zstd_level", kZstdLevel}};
+}
+
 template <typename T, typename F>
 ordered_json list_json(const std::vector<T>& items, F to_item) {
   ordered_json list = ordered_json::array();
@@ -199,6 +210,7 @@ ordered_json to_json(const Report& report) {
           {"comparison", comparison_json(report)},
           {"layers", list_json(report.layers, layer_json)},
           {"pruning", pruning_json(report)},
+          {"storage", storage_json(report.storage)},
           {"gates",
            list_json(report.gates,
                      [](const Gate& g) {
@@ -225,6 +237,11 @@ std::string to_table(const Report& report) {
   if (!report.output) return table;
   table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
   table += fmt::format("{:.2f} times smaller", report.size_ratio());
+  if (report.pruning && report.pruning->weights > 0) {
+    table +=
+        fmt::format(", {:.2f} % of {} weights are zero",
+                    100 * share_of(report.pruning->zeros, report.pruning->weights), report.pruning->weights);
+  }
   if (report.before && report.after && report.before->accuracy && report.after->accuracy) {
     table += fmt::format(", same class for {:.2f} % of the samples",
                          100 * agreement(*report.before->accuracy, *report.after->accuracy).value());
@@ -233,7 +250,14 @@ std::string to_table(const Report& report) {
     table +=
         fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
   }
-  return table + "\n";
+  table += "\n";
+  if (report.storage) {
+    const Storage& storage = *report.storage;
+    table += fmt::format("stored as {}: {} bytes, with zstd {}; dense: {} bytes, with zstd {}\n",
+                         storage.store, storage.stored_bytes, storage.stored_zstd_bytes, storage.dense_bytes,
+                         storage.dense_zstd_bytes);
+  }
+  return table;
 }
 
 }  // namespace mcompress

@@ -39,7 +39,7 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
         timed(report, "evaluate command", [&] { return run_eval_command(eval.command, options.model); });
   }
   if (!count) count = count_model(options.model, format, run.trust_code);
-  report.input = describe_artifact(options.model, format, *count);
+  report.input = describe_artifact(options.model, name_of(format), *count);
   report.before = metrics;
 }
 

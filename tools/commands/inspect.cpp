@@ -168,7 +168,7 @@ void inspect(const Options& options, const RunOptions& run, Report& report) {
     count = count_checkpoint(checkpoint);
     notes = checkpoint.notes;
   }
-  report.input = describe_artifact(options.model, format, count);
+  report.input = describe_artifact(options.model, name_of(format), count);
   for (const Row& row : rows) {
     if (row.non_finite > 0)
       report.warnings.push_back(

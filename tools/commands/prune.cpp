@@ -6,6 +6,7 @@
 
 #include "mcompress/base/output.h"
 #include "mcompress/base/pattern.h"
+#include "mcompress/formats/zstd.h"
 
 namespace mcompress::cli {
 
@@ -130,6 +131,36 @@ std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, co
   return masks;
 }
 
+void describe_dense(const std::string& path, const RunOptions& run, Report& report) {
+  if (run.report.empty()) return;
+  const MappedFile file(path);
+  const uint64_t packed = timed(report, "pack", [&] { return packed_zstd_bytes(file.bytes()); });
+  report.storage = Storage{"dense", file.bytes().size(), file.bytes().size(), packed, packed};
+}
+
+std::string write_stored(const PruneCommand& options, const OutputFile& dense, const OutputFile& sparse,
+                         OutputFile& file, Report& report) {
+  const MappedFile dense_map(dense.temporary()), sparse_map(sparse.temporary());
+  const Bytes dense_bytes = dense_map.bytes(), sparse_bytes = sparse_map.bytes();
+  return timed(report, "pack", [&] {
+    const uint64_t dense_zstd = packed_zstd_bytes(dense_bytes);
+    const uint64_t sparse_zstd = packed_zstd_bytes(sparse_bytes);
+    std::string store = options.store;
+    if (store == "auto") {
+      const uint64_t least = std::min({dense_bytes.size(), sparse_bytes.size(), sparse_zstd});
+      store = least == sparse_zstd ? "bitmask+zstd" : least == sparse_bytes.size() ? "bitmask" : "dense";
+    }
+    if (store == "bitmask+zstd") {
+      pack_zstd(sparse_bytes, [&file](Bytes bytes) { file.write(bytes); });
+    } else {
+      file.write(store == "bitmask" ? sparse_bytes : dense_bytes);
+    }
+    report.storage = Storage{store, dense_bytes.size(), file.size(), dense_zstd,
+                             store == "dense" ? dense_zstd : sparse_zstd};
+    return store;
+  });
+}
+
 void sum_up(const PruneCommand& options, const std::vector<Decision>& plan, Report& report) {
   Pruning pruning{options.sparsity, 0, 0};
   std::set<WeightIdentity> seen;  // a weight that layers share counts once
@@ -166,6 +197,11 @@ Command prune_command() {
     app.add_option("--pattern", options->pattern,
                    "unstructured: any weights; N:M: of every M neighbours N stay, such as 2:4; "
                    "channels-zero: whole output channels");
+    app.add_option(
+           "--store", options->store,
+           "dense: as it was; bitmask: a bit a weight and the values that are not zero; bitmask+zstd: "
+           "that in a zstd frame; auto: the smallest; 'mcompress expand' gives the dense file back")
+        ->check(CLI::IsMember({"dense", "bitmask", "bitmask+zstd", "auto"}));
   };
   const auto run = [options](const RunOptions& r, Report& report) { prune(*options, r, report); };
   return {"prune", "Set the least important weights to zero", add_options, run};

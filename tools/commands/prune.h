@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "compress_steps.h"
+#include "mcompress/base/output.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/methods/prune.h"
 
@@ -14,7 +15,7 @@ namespace mcompress::cli {
 struct PruneCommand : CompressOptions {
   std::optional<double> sparsity;
   std::optional<int64_t> count;
-  std::string types = "linear", scope = "layer", criterion = "l1", pattern = "unstructured";
+  std::string types = "linear", scope = "layer", criterion = "l1", pattern = "unstructured", store = "dense";
   std::vector<std::string> layer_sparsity;  // REGEX=SHARE
 };
 
@@ -33,6 +34,13 @@ void keep_overlapping(std::vector<Decision>& plan);
 // One mask for each weight.
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,
                                   uint64_t seed);
+
+// Writes the output from the dense model and its bitmask form, both lying in temporary files, as --store
+// says, and fills in the report's storage. Returns the form that was written.
+std::string write_stored(const PruneCommand& options, const OutputFile& dense, const OutputFile& sparse,
+                         OutputFile& file, Report& report);
+// The report's storage of a model that stays dense, where a report is wanted.
+void describe_dense(const std::string& path, const RunOptions& run, Report& report);
 
 // Fills in what was pruned from the records of the layers, which stand in the order of the plan.
 void sum_up(const PruneCommand& options, const std::vector<Decision>& plan, Report& report);

@@ -5,6 +5,7 @@
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/output.h"
+#include "mcompress/formats/bitmask.h"
 #include "mcompress/model/checkpoint.h"
 #include "models.h"
 #include "prune.h"
@@ -86,11 +87,54 @@ void add_records(const CheckpointFiles& checkpoint, const CheckpointPlan& plan,
   }
 }
 
+WeightCount count_written(const std::string& path, ModelFormat format, Report& report) {
+  return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, format)); });
+}
+
+void write_output(const PruneCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
+                  const std::map<size_t, EditRows>& edits, Report& report) {
+  const ModelFormat format = checkpoint.format;
+  if (format == ModelFormat::kHuggingFace) {
+    OutputFolder output(options.output, run.force);
+    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
+    const WeightCount count = count_written(output.temporary(), format, report);
+    output.commit();
+    report.output = describe_artifact(options.output, name_of(format), count);
+    return;
+  }
+  OutputFile file(options.output, run.force);
+  if (options.store == "dense") {
+    timed(report, "write", [&] { write_edited(checkpoint, 0, edits, file); });
+    describe_dense(file.temporary(), run, report);
+    const WeightCount count = count_written(file.temporary(), format, report);
+    file.commit();
+    report.output = describe_artifact(options.output, name_of(format), count);
+    return;
+  }
+  OutputFile dense(options.output + ".dense", true), sparse(options.output + ".bitmask", true);
+  timed(report, "write", [&] { write_edited(checkpoint, 0, edits, dense); });
+  const WeightCount count = count_written(dense.temporary(), format, report);
+  timed(report, "bitmask", [&] { write_bitmask(read_checkpoint(dense.temporary(), format), sparse); });
+  const std::string store = write_stored(options, dense, sparse, file, report);
+  file.commit();
+  report.output = describe_artifact(options.output,
+                                    store == "dense"     ? name_of(format)
+                                    : store == "bitmask" ? "bitmask"
+                                                         : "zstd",
+                                    count);
+}
+
 }  // namespace
 
 void prune_checkpoint(const PruneCommand& options, ModelFormat format, const RunOptions& run,
                       Report& report) {
   if (!options.eval.data_path.empty()) throw no_program(options);
+  if (format == ModelFormat::kHuggingFace && options.store != "dense") {
+    throw error(Exit::kUsage,
+                "--store {} is not possible for a Hugging Face folder, whose readers know no bitmask; use "
+                "--store dense, or prune its safetensors file alone",
+                options.store);
+  }
   BackgroundHash hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
@@ -102,30 +146,14 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
   const auto edits = timed(report, "choose", [&] {
     return make_edits(checkpoint, plan, options, static_cast<uint64_t>(run.seed), zeros);
   });
-  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint), hash);
+  report.input = describe_artifact(options.model, name_of(format), count_checkpoint(checkpoint), hash);
   if (options.dry_run) {
     add_records(checkpoint, plan, {}, report);
     return finish_dry_run(run, report);
   }
-  const bool folder = format == ModelFormat::kHuggingFace;
-  check_output(options.output, folder ? OutputKind::kFolder : OutputKind::kFile, run.force, run.inputs,
-               *report.predicted_bytes);
-  const auto count_written = [&](const std::string& path) {
-    return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, format)); });
-  };
-  WeightCount count;
-  if (folder) {
-    OutputFolder output(options.output, run.force);
-    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
-    count = count_written(output.temporary());
-    output.commit();
-  } else {
-    OutputFile output(options.output, run.force);
-    timed(report, "write", [&] { write_edited(checkpoint, 0, edits, output); });
-    count = count_written(output.temporary());
-    output.commit();
-  }
-  report.output = describe_artifact(options.output, format, count);
+  check_output(options.output, format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile,
+               run.force, run.inputs, *report.predicted_bytes);
+  write_output(options, run, checkpoint, edits, report);
   add_records(checkpoint, plan, zeros, report);
   sum_up(options, plan.decisions, report);
   conclude(options, report);

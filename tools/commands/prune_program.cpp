@@ -74,6 +74,44 @@ void add_records(const std::vector<Layer>& layers, const std::vector<Decision>& 
   }
 }
 
+// Writes the pruned program as --store says, and returns it as it was opened again.
+torch::jit::Module write_output(const PruneCommand& options, const RunOptions& run,
+                                const torch::jit::Module& program, const std::set<std::string>& layers,
+                                const std::string& serialized, Report& report) {
+  OutputFile file(options.output, run.force);
+  if (options.store == "dense") {
+    timed(report, "write", [&] { write_program(serialized, file); });
+    describe_dense(file.temporary(), run, report);
+    auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
+    file.commit();
+    report.output =
+        describe_artifact(options.output, name_of(ModelFormat::kTorchScript), count_program(reopened));
+    return reopened;
+  }
+  OutputFile dense(options.output + ".dense", true), sparse(options.output + ".bitmask", true);
+  timed(report, "write", [&] {
+    write_program(serialized, dense);
+    if (!make_sparse(program, layers))
+      throw bad_data("no layer of '{}' can be stored as a bitmask; use --store dense", options.model);
+    write_program(serialize_program(program), sparse);
+  });
+  auto reopened = reopen(report, [&] { return load_program(sparse.temporary(), run.trust_code); });
+  const WeightCount count = count_program(reopened);
+  timed(report, "expand", [&] {
+    const auto expanded = load_program(sparse.temporary(), run.trust_code);
+    make_dense(expanded);
+    if (!is_written_as(serialize_program(expanded), MappedFile(dense.temporary()).bytes())) {
+      throw bad_data("'{}' cannot be stored as a bitmask: expanded, it would differ; use --store dense",
+                     options.model);
+    }
+  });
+  const std::string store = write_stored(options, dense, sparse, file, report);
+  file.commit();
+  report.output = describe_artifact(
+      options.output, store == "bitmask+zstd" ? "zstd" : name_of(ModelFormat::kTorchScript), count);
+  return reopened;
+}
+
 }  // namespace
 
 void prune_program(const PruneCommand& options, const RunOptions& run, Report& report) {
@@ -84,24 +122,23 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
   }
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
-  const std::vector<Layer> layers = list_layers(program);
+  std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(layers, options);
   evaluate_input(options, report);
   const WeightCount before = count_program(program);
   timed(report, "prune", [&] { prune_layers(layers, plan, options, static_cast<uint64_t>(run.seed)); });
   add_records(layers, plan, report);
   sum_up(options, plan, report);
-  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, before, hash);
+  report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);
+  std::set<std::string> names;
+  for (const Layer& layer : layers) names.insert(layer.name);
+  layers.clear();  // LibTorch writes a reference for each tensor that is held elsewhere: other bytes
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(program); });
   report.predicted_bytes = count_program_bytes(serialized);
   if (options.dry_run) return finish_dry_run(run, report);
 
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
-  OutputFile file(options.output, run.force);
-  timed(report, "write", [&] { write_program(serialized, file); });
-  const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
-  file.commit();
-  report.output = describe_artifact(options.output, ModelFormat::kTorchScript, count_program(reopened));
+  const auto reopened = write_output(options, run, program, names, serialized, report);
   if (data) {
     const auto metrics = timed(report, "evaluate", [&] {
       const auto original = load_program(options.model, run.trust_code);

@@ -83,7 +83,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
   evaluate_input(options, report);
   report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)
                                   : predict_compressed_bytes(checkpoint, plan);
-  report.input = describe_artifact(options.model, format, count_checkpoint(checkpoint), hash);
+  report.input = describe_artifact(options.model, name_of(format), count_checkpoint(checkpoint), hash);
   if (options.dry_run) return finish_dry_run(run, report);
 
   const ModelFormat written = folder ? format : ModelFormat::kSafetensors;
@@ -106,7 +106,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
     count = count_written(output.temporary());
     output.commit();
   }
-  report.output = describe_artifact(options.output, written, count);
+  report.output = describe_artifact(options.output, name_of(written), count);
   conclude(options, report);
 }
 

@@ -98,7 +98,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
       timed(report, "compress", [&] { return compress_layers(layers, plan, core); });
   add_records(plan, compressed, options, report);
   const WeightCount count = count_program(program);
-  report.input = describe_artifact(options.model, ModelFormat::kTorchScript, count, hash);
+  report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), count, hash);
   const std::string serialized = timed(report, "serialize", [&] {
     return serialize_program(replace_layers(program, layers, compressed.weights, method.runtime));
   });
@@ -110,7 +110,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
   timed(report, "write", [&] { write_program(serialized, file); });
   const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
   file.commit();
-  report.output = describe_artifact(options.output, ModelFormat::kTorchScript,
+  report.output = describe_artifact(options.output, name_of(ModelFormat::kTorchScript),
                                     count_after(count, layers, compressed.weights));
   if (data) {
     const auto metrics = timed(report, "evaluate", [&] {

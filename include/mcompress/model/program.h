@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,11 +33,21 @@ std::vector<Layer> list_layers(const torch::jit::Module& program);
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                   const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
 
+// Makes the classes of these layers save their weight as a mask and the values that are not +0, where that
+// is smaller, and expand it when they are loaded: in memory nothing changes. Weights that share their
+// storage, and with them all layers of their class, are left alone. False where no class is left.
+bool make_sparse(const torch::jit::Module& program, const std::set<std::string>& layers);
+
+// Takes that back, so that the program is saved with the bytes that it had before make_sparse(). False where
+// no layer of it is sparse.
+bool make_dense(const torch::jit::Module& program);
+
 // A program as LibTorch serializes it, in memory.
 std::string serialize_program(const torch::jit::Module& program);
 
 // Writes a serialized program as a TorchScript archive, aligned and without its debug records.
 void write_program(const std::string& serialized, OutputFile& file);
-uint64_t count_program_bytes(const std::string& serialized);  // that write_program() will write
+uint64_t count_program_bytes(const std::string& serialized);        // that write_program() will write
+bool is_written_as(const std::string& serialized, Bytes expected);  // whether it would write these
 
 }  // namespace mcompress

@@ -58,6 +58,12 @@ struct Pruning {
   int64_t weights = 0, zeros = 0;
 };
 
+// The same model in several forms, so that a small file is seen beside what zstd makes of the dense one.
+struct Storage {
+  std::string store;  // the form of the output: dense, bitmask, bitmask+zstd
+  uint64_t dense_bytes = 0, stored_bytes = 0, dense_zstd_bytes = 0, stored_zstd_bytes = 0;
+};
+
 struct Gate {
   std::string name;
   double limit, value;
@@ -78,6 +84,7 @@ struct Report {
   std::optional<Metrics> before, after;
   std::vector<LayerRecord> layers;
   std::optional<Pruning> pruning;
+  std::optional<Storage> storage;
   std::vector<Gate> gates;
   std::vector<std::string> warnings;
   std::vector<Phase> phases;
