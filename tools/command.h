@@ -55,6 +55,8 @@ CLI::Option* add_fraction(CLI::App& app, const std::string& names, std::optional
 CLI::Option* add_count(CLI::App& app, const std::string& names, std::optional<int64_t>& value,
                        const std::string& help);
 
+void add_nsamples(CLI::App& app, int64_t& value);
+
 void add_gate_options(CLI::App& app, GateOptions& gates);
 // Throws Error(2) where a gate asks for a number that nothing measures.
 void check_gate_options(const GateOptions& gates, const EvalOptions& eval);

@@ -127,6 +127,11 @@ CLI::Option* add_count(CLI::App& app, const std::string& names, std::optional<in
   return app.add_option(names, value, help)->check(whole_number(0, INT64_MAX, "from 0"));
 }
 
+void add_nsamples(CLI::App& app, int64_t& value) {
+  app.add_option("--nsamples", value, "Samples of the calibration data, the first ones")
+      ->check(whole_number(1, INT64_MAX, "from 1"));
+}
+
 void add_gate_options(CLI::App& app, GateOptions& gates) {
   app.add_option("--max-accuracy-drop", gates.max_accuracy_drop,
                  "Gate: top-1 (or 'accuracy') drops by at most this, 0.5% or 0.005")

@@ -89,7 +89,7 @@ Dataset load_cifar(Bytes bytes) {
           {}};
 }
 
-Dataset load_npz(Bytes bytes, const std::string& path) {
+Dataset load_npz(Bytes bytes, const std::string& path, bool labelled) {
   std::vector<at::Tensor> tensors;
   for (const ZipEntry& entry : read_zip(bytes, path)) {
     if (!entry.name.ends_with(".npy"))
@@ -97,13 +97,15 @@ Dataset load_npz(Bytes bytes, const std::string& path) {
     const std::string content = unpack(entry, path);
     tensors.push_back(copy_array(read_npy(std::as_bytes(std::span(content)), path + ":" + entry.name)));
   }
+  if (tensors.size() == 1 && !labelled) return {tensors[0], {}, {}};
   if (tensors.size() != 2)
     throw bad_data("'{}' holds {} arrays; two are needed, inputs and labels", path, tensors.size());
   return make_pair(tensors[0], tensors[1], path);
 }
 
-Dataset load_safetensors(Bytes bytes, const std::string& path) {
+Dataset load_safetensors(Bytes bytes, const std::string& path, bool labelled) {
   const SafetensorsFile file = read_safetensors(bytes, path);
+  if (file.arrays.size() == 1 && !labelled) return {copy_array(file.arrays[0]), {}, {}};
   if (file.arrays.size() != 2)
     throw bad_data("'{}' holds {} tensors; two are needed, inputs and labels", path, file.arrays.size());
   return make_pair(copy_array(file.arrays[0]), copy_array(file.arrays[1]), path);
@@ -117,25 +119,26 @@ Dataset load_npy_pair(const std::string& first, const std::string& second) {
   return make_pair(read(first), read(second), first);
 }
 
-Dataset load_file(const std::string& path) {
+Dataset load_file(const std::string& path, bool labelled) {
   const MappedFile file(path);
   const Bytes bytes = file.bytes();
   if (bytes.empty()) throw bad_data("data '{}' is empty", path);
   if (looks_like_gzip(bytes) || looks_like_idx(bytes)) return load_idx_pair(path, labels_beside(path));
-  if (looks_like_zip(bytes)) return load_npz(bytes, path);
-  if (looks_like_safetensors(bytes)) return load_safetensors(bytes, path);
+  if (looks_like_zip(bytes)) return load_npz(bytes, path, labelled);
+  if (looks_like_safetensors(bytes)) return load_safetensors(bytes, path, labelled);
+  if (looks_like_npy(bytes) && !labelled) return {copy_array(read_npy(bytes, path)), {}, {}};
   if (looks_like_npy(bytes)) throw bad_data("'{}' is one .npy file; pass two as inputs.npy,labels.npy", path);
   if (looks_like_cifar10(bytes)) return load_cifar(bytes);
   throw bad_data("'{}' is no data set that is known: IDX, CIFAR-10 binary, .npy pair, .npz or safetensors",
                  path);
 }
 
-Dataset load(const std::string& path, const std::string& split) {
+Dataset load(const std::string& path, const std::string& split, bool labelled) {
   const size_t comma = path.find(',');
   if (!fs::exists(path) && comma != std::string::npos)
     return load_npy_pair(path.substr(0, comma), path.substr(comma + 1));
   if (!fs::exists(path)) throw error(Exit::kNoInput, "data '{}' does not exist", path);
-  return fs::is_directory(path) ? load_folder(path, split) : load_file(path);
+  return fs::is_directory(path) ? load_folder(path, split) : load_file(path, labelled);
 }
 
 at::Tensor per_channel(const std::vector<double>& values, const at::Tensor& inputs, const char* name) {
@@ -151,7 +154,7 @@ at::Tensor per_channel(const std::vector<double>& values, const at::Tensor& inpu
 
 }  // namespace
 
-int64_t Dataset::size() const { return labels.size(0); }
+int64_t Dataset::size() const { return inputs.size(0); }
 
 at::Tensor Dataset::batch(int64_t begin, int64_t end) const {
   const at::Tensor rows = inputs.slice(0, begin, end);
@@ -163,17 +166,29 @@ at::Tensor Dataset::batch(int64_t begin, int64_t end) const {
   return x;
 }
 
-Dataset load_dataset(const std::string& path, const DataOptions& options) {
-  Dataset data = load(path, options.split);
-  if (data.size() == 0) throw bad_data("data '{}' holds no samples", path);
+namespace {
+
+Dataset load_checked(const std::string& path, const DataOptions& options, bool labelled) {
+  Dataset data = load(path, options.split, labelled);
+  if (data.inputs.dim() == 0 || data.size() == 0) throw bad_data("data '{}' holds no samples", path);
   if (options.layout == "nhwc" && data.inputs.dim() == 4) data.inputs = data.inputs.permute({0, 3, 1, 2});
   data.options = options;
   if (options.limit > 0 && options.limit < data.size()) {
     data.inputs = data.inputs.slice(0, 0, options.limit);
-    data.labels = data.labels.slice(0, 0, options.limit);
+    if (data.labels.defined()) data.labels = data.labels.slice(0, 0, options.limit);
   }
   data.batch(0, 1);  // wrong options fail before the long work
   return data;
+}
+
+}  // namespace
+
+Dataset load_dataset(const std::string& path, const DataOptions& options) {
+  return load_checked(path, options, true);
+}
+
+Dataset load_inputs(const std::string& path, const DataOptions& options) {
+  return load_checked(path, options, false);
 }
 
 }  // namespace mcompress

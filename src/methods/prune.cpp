@@ -62,7 +62,9 @@ at::Tensor scores_of(const PrunableWeight& weight, const PruneOptions& options, 
         .view({end - begin, weight.columns});
   }
   at::Tensor scores = weight.read(begin, end).to(at::kFloat).abs().contiguous();
-  if (weight.input_norm.defined()) scores.mul_(weight.input_norm);
+  if (!weight.input_norm.defined()) return scores;
+  const int64_t rows_a_group = weight.rows / weight.input_norm.size(0);
+  for (int64_t row = begin; row < end; ++row) scores[row - begin].mul_(weight.input_norm[row / rows_a_group]);
   return scores;
 }
 

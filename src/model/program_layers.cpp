@@ -3,6 +3,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/model/program.h"
+#include "weight_use.h"
 
 namespace mcompress {
 
@@ -12,13 +13,6 @@ using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
-
-// How a node applies a weight: its kind, and which of its operands are what.
-struct Application {
-  LayerKind kind;
-  size_t input, weight;
-  std::optional<size_t> bias;
-};
 
 std::optional<Application> application_by_operator(const std::string& name) {
   if (name == "aten::linear") return Application{LayerKind::kLinear, 0, 1, 2};
@@ -59,11 +53,7 @@ bool is_attribute_of(const Value* value, const Value* self, const std::string& n
          value->node()->s(c10::attr::name) == name;
 }
 
-// The one node of `graph` that applies the module's own weight.
-struct WeightUse {
-  const Node* node;
-  Application application;
-};
+}  // namespace
 
 std::optional<WeightUse> find_weight_use(const Graph& graph) {
   std::optional<WeightUse> use;
@@ -78,6 +68,8 @@ std::optional<WeightUse> find_weight_use(const Graph& graph) {
   }
   return use;
 }
+
+namespace {
 
 bool is_none(const Value* value) {
   const auto constant = torch::jit::toIValue(value);

@@ -155,7 +155,7 @@ TEST(ChooseZeros, LeavesTwoOfEveryFour) {
 
 TEST(ChooseZeros, WandaWeighsByTheInputInEachRow) {
   PrunableWeight weight = weight_of("w", at::tensor({1.0F, 2.0F, 3.0F, 30.0F, 20.0F, 10.0F}).view({2, 3}));
-  weight.input_norm = at::tensor({10.0F, 1.0F, 1.0F});
+  weight.input_norm = at::tensor({10.0F, 1.0F, 1.0F}).view({1, 3});
   const at::Tensor by_row = choose_zeros({weight}, {1.0 / 3, {}}, {Criterion::kWanda, {}, 0}).front()(0, 2);
   EXPECT_TRUE(at::equal(by_row, at::tensor({0, 1, 0, 0, 0, 1}).to(at::kBool).view({2, 3})));
   const at::Tensor in_all =

@@ -13,8 +13,11 @@ namespace mcompress::cli {
 namespace {
 
 PruneOptions method_options(const PruneCommand& options, uint64_t seed) {
-  static const std::map<std::string, Criterion> kCriteria = {
-      {"l1", Criterion::kL1}, {"l2", Criterion::kL2}, {"random", Criterion::kRandom}};
+  static const std::map<std::string, Criterion> kCriteria = {{"l1", Criterion::kL1},
+                                                             {"l2", Criterion::kL2},
+                                                             {"random", Criterion::kRandom},
+                                                             {"wanda", Criterion::kWanda},
+                                                             {"activation", Criterion::kActivation}};
   return {kCriteria.at(options.criterion), parse_pattern(options.pattern), seed};
 }
 
@@ -48,6 +51,15 @@ void check_options(const PruneCommand& options) {
   }
   if (!groups && !options.sparsity && !options.count && options.layer_sparsity.empty())
     throw error(Exit::kUsage, "prune needs --sparsity, --count, --layer-sparsity or --pattern N:M");
+  if (options.needs_inputs() && options.calib_data.empty())
+    throw error(Exit::kUsage, "--criterion {} needs --calib-data", options.criterion);
+  if (!options.needs_inputs() && !options.calib_data.empty()) {
+    throw error(Exit::kUsage, "--calib-data goes with --criterion wanda or activation, not {}",
+                options.criterion);
+  }
+  if (options.criterion == "wanda" && options.scope == "global")
+    throw error(Exit::kUsage,
+                "--criterion wanda compares inside each row; use activation with --scope global");
   if (options.scope == "global" && pattern.kind != SparsityPattern::Kind::kUnstructured)
     throw error(Exit::kUsage, "--scope global goes with --pattern unstructured only");
 }
@@ -68,6 +80,8 @@ void prune(const PruneCommand& options, const RunOptions& run, Report& report) {
 
 std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
   const std::string& types = options.types;
+  if (kind == LayerKind::kEmbedding && options.needs_inputs())
+    return fmt::format("an embedding has no inputs for --criterion {}", options.criterion);
   const bool convolution = kind == LayerKind::kConv1d || kind == LayerKind::kConv2d;
   const std::string type = convolution ? "conv" : name_of(kind);
   if (types == "all" || types.find(type) != std::string::npos) return "";
@@ -190,10 +204,17 @@ Command prune_command() {
     app.add_option("--scope", options->scope,
                    "layer: the share holds in each layer; global: in all of them together")
         ->check(CLI::IsMember({"layer", "global"}));
-    app.add_option("--criterion", options->criterion,
-                   "What is pruned first. l1: small magnitudes; l2: the same, channels by their Euclidean "
-                   "norm; random: by --seed")
-        ->check(CLI::IsMember({"l1", "l2", "random"}));
+    app.add_option(
+           "--criterion", options->criterion,
+           "What is pruned first. l1: small magnitudes; l2: the same, channels by their Euclidean "
+           "norm; random: by --seed; wanda: magnitude times the norm of the input, in each output row; "
+           "activation: the same in the whole layer")
+        ->check(CLI::IsMember({"l1", "l2", "random", "wanda", "activation"}));
+    app.add_option("--calib-data", options->calib_data,
+                   "Inputs for wanda and activation: data as for --eval-data, whose labels are not read, or "
+                   "one .npy; of a "
+                   "folder the train split");
+    add_nsamples(app, options->nsamples);
     app.add_option("--pattern", options->pattern,
                    "unstructured: any weights; N:M: of every M neighbours N stay, such as 2:4; "
                    "channels-zero: whole output channels");

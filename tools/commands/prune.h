@@ -17,6 +17,10 @@ struct PruneCommand : CompressOptions {
   std::optional<int64_t> count;
   std::string types = "linear", scope = "layer", criterion = "l1", pattern = "unstructured", store = "dense";
   std::vector<std::string> layer_sparsity;  // REGEX=SHARE
+  std::string calib_data;
+  int64_t nsamples = 512;
+
+  bool needs_inputs() const { return criterion == "wanda" || criterion == "activation"; }
 };
 
 // The two kinds of input: programs and weights without one.

@@ -135,6 +135,11 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
                 "--store dense, or prune its safetensors file alone",
                 options.store);
   }
+  if (options.needs_inputs()) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, so --criterion {} cannot be used; use l1",
+                options.model, options.criterion);
+  }
   BackgroundHash hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });

@@ -5,6 +5,7 @@
 
 #include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
+#include "mcompress/methods/input_norm.h"
 #include "mcompress/model/pieces.h"
 #include "mcompress/model/program.h"
 #include "models.h"
@@ -24,12 +25,37 @@ std::string weight_obstacle(const at::Tensor& weight) {
 std::vector<Decision> plan_program(const std::vector<Layer>& layers, const PruneCommand& options) {
   std::vector<Decision> plan;
   for (const Layer& layer : layers) {
-    plan.push_back({layer.name, layer.kind, weight_obstacle(layer.weight), identity_of(layer.weight),
-                    layer.weight.nbytes()});
+    std::string obstacle = weight_obstacle(layer.weight);
+    if (obstacle.empty() && options.needs_inputs() && layer.methods.empty())
+      obstacle = "its own code does not apply its weight, so its inputs are not seen";
+    plan.push_back({layer.name, layer.kind, obstacle, identity_of(layer.weight), layer.weight.nbytes()});
   }
   decide_all(plan, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
   keep_overlapping(plan);
   return plan;
+}
+
+using Norms = std::map<WeightIdentity, InputNorm>;
+
+// Runs the program over the calibration data for the norms of what the chosen layers are given. Layers that
+// share a weight share them.
+Norms calibrate(const torch::jit::Module& program, const std::vector<Layer>& layers,
+                const std::vector<Decision>& plan, const Dataset& data, int64_t batch_size) {
+  Norms norms;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (plan[i].reason.empty()) norms.emplace(plan[i].identity, InputNorm(layers[i]));
+  }
+  const auto run = capture_inputs(program, layers, [&](size_t layer, const at::Tensor& input) {
+    const auto found = norms.find(plan[layer].identity);
+    if (found != norms.end()) found->second.add(input);
+  });
+  Progress progress("calibrate", data.size());
+  for (int64_t begin = 0; begin < data.size(); begin += batch_size) {
+    const int64_t end = std::min(begin + batch_size, data.size());
+    run(data.batch(begin, end));
+    progress.step(end - begin);
+  }
+  return norms;
 }
 
 PrunableWeight prunable(const Layer& layer) {
@@ -47,13 +73,19 @@ void apply_mask(const at::Tensor& weight, const RowMask& mask) {
 
 // Prunes the weights of the program where they lie; those that layers share once.
 void prune_layers(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
-                  const PruneCommand& options, uint64_t seed) {
+                  const PruneCommand& options, const Norms& norms, uint64_t seed) {
   std::vector<PrunableWeight> weights;
   std::vector<at::Tensor> tensors;
   std::set<WeightIdentity> seen;
   for (size_t i = 0; i < plan.size(); ++i) {
     if (!plan[i].reason.empty() || !seen.insert(plan[i].identity).second) continue;
     weights.push_back(prunable(layers[i]));
+    if (options.needs_inputs()) {
+      weights.back().input_norm = norms.at(plan[i].identity).norm();
+      if (!weights.back().input_norm.defined())
+        throw bad_data("layer '{}' is not used by the calibration data; leave it out with --ignore '^{}$'",
+                       layers[i].name, layers[i].name);
+    }
     tensors.push_back(layers[i].weight);
   }
   const std::vector<RowMask> masks = choose_masks(weights, options, seed);
@@ -120,13 +152,27 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
     data =
         timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
   }
+  std::optional<Dataset> calibration;
+  if (options.needs_inputs()) {
+    DataOptions rows = options.eval.data;
+    rows.split = "train";
+    rows.limit = options.nsamples;
+    calibration =
+        timed(report, "read calibration data", [&] { return load_inputs(options.calib_data, rows); });
+  }
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(layers, options);
   evaluate_input(options, report);
   const WeightCount before = count_program(program);
-  timed(report, "prune", [&] { prune_layers(layers, plan, options, static_cast<uint64_t>(run.seed)); });
+  Norms norms;
+  if (calibration) {
+    norms = timed(report, "calibrate",
+                  [&] { return calibrate(program, layers, plan, *calibration, options.eval.batch_size); });
+  }
+  timed(report, "prune",
+        [&] { prune_layers(layers, plan, options, norms, static_cast<uint64_t>(run.seed)); });
   add_records(layers, plan, report);
   sum_up(options, plan, report);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);

@@ -16,10 +16,10 @@ struct DataOptions {
   int64_t limit = 0;                 // first rows only; 0: all
 };
 
-// Labelled samples, kept as they lie in the file and normalized a batch at a time.
+// Samples, kept as they lie in the file and normalized a batch at a time.
 struct Dataset {
   at::Tensor inputs;  // [n, ...]; images as [n, channels, height, width]
-  at::Tensor labels;  // int64 [n]
+  at::Tensor labels;  // int64 [n]; undefined where there are none
   DataOptions options;
 
   int64_t size() const;
@@ -34,5 +34,8 @@ struct Dataset {
 //   a .npz file or safetensors file of two arrays; two .npy files as "inputs.npy,labels.npy"
 // Of two arrays, the labels are the one of rank 1 with an integer type.
 Dataset load_dataset(const std::string& path, const DataOptions& options);
+
+// The same for data whose labels, if it has any, do not matter: also one .npy file, and files of one array.
+Dataset load_inputs(const std::string& path, const DataOptions& options);
 
 }  // namespace mcompress

@@ -37,7 +37,7 @@ struct PrunableWeight {
   int64_t rows = 0, columns = 0;
   std::function<at::Tensor(int64_t begin, int64_t end)> read;  // [end - begin, columns] of any float type
   std::function<void()> release;                               // frees what read() mapped; may be empty
-  at::Tensor input_norm;  // float32 [columns], for kWanda and kActivation
+  at::Tensor input_norm;  // float32 [groups, columns] for groups of as many rows; for kWanda, kActivation
 };
 
 // Share of weights, or of channels, that become zero, or their number.

@@ -33,6 +33,17 @@ std::vector<Layer> list_layers(const torch::jit::Module& program);
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                   const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
 
+// Takes the input that a layer's weight is applied to, at each use of the layer; `layer` is its place in the
+// list. Inputs are not kept: what the sink does not copy is gone.
+using InputSink = std::function<void(size_t layer, const at::Tensor& input)>;
+
+// The program's forward pass, for what it hands to `sink` on the way. Layers without methods are not seen.
+std::function<void(const at::Tensor&)> capture_inputs(const torch::jit::Module& program,
+                                                      const std::vector<Layer>& layers, InputSink sink);
+
+// A copy of `program`, sharing its tensors, in which each layer's input passes through mcompress::observe.
+torch::jit::Module observe_layers(const torch::jit::Module& program, const std::vector<Layer>& layers);
+
 // Makes the classes of these layers save their weight as a mask and the values that are not +0, where that
 // is smaller, and expand it when they are loaded: in memory nothing changes. Weights that share their
 // storage, and with them all layers of their class, are left alone. False where no class is left.
