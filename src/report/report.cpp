@@ -149,6 +149,16 @@ ordered_json storage_json(const std::optional<Storage>& storage) {
           {"zstd_level", kZstdLevel}};
 }
 
+ordered_json sweep_json(const SweepRow& row) {
+  return {{"layer", row.layer.empty() ? ordered_json(nullptr) : ordered_json(row.layer)},
+          {"target", row.target},
+          {"sparsity", row.sparsity},
+          {"top1", row.top1 ? share_json(*row.top1) : ordered_json(nullptr)},
+          {"agreement", row.agreement ? share_json(*row.agreement) : ordered_json(nullptr)},
+          {"dense_bytes", row.dense_bytes},
+          {"stored_bytes", row.stored_bytes}};
+}
+
 template <typename T, typename F>
 ordered_json list_json(const std::vector<T>& items, F to_item) {
   ordered_json list = ordered_json::array();
@@ -172,6 +182,22 @@ std::string metrics_cells(const std::optional<Metrics>& metrics) {
   for (const auto& [name, value] : metrics->custom)
     cells += fmt::format("  {} {:.6g}", printable(name), value);
   return cells;
+}
+
+std::string sweep_table(const std::vector<SweepRow>& rows) {
+  if (rows.empty()) return "";
+  const auto percent = [](const std::optional<Share>& share) {
+    return share ? fmt::format("{:.2f} %", 100 * share->value()) : "-";
+  };
+  std::string table = fmt::format("{:>8} {:>10} {:>10} {:>14} {:>7}  {}\n", "sparsity", "top-1", "same class",
+                                  "stored bytes", "ratio", "layer");
+  for (const SweepRow& row : rows) {
+    table += fmt::format("{:>8.3f} {:>10} {:>10} {:>14} {:>6.2f}x  {}\n", row.target, percent(row.top1),
+                         percent(row.agreement), row.stored_bytes,
+                         static_cast<double>(row.dense_bytes) / static_cast<double>(row.stored_bytes),
+                         row.layer.empty() ? "all" : printable(row.layer));
+  }
+  return table;
 }
 
 }  // namespace
@@ -211,6 +237,7 @@ ordered_json to_json(const Report& report) {
           {"layers", list_json(report.layers, layer_json)},
           {"pruning", pruning_json(report)},
           {"storage", storage_json(report.storage)},
+          {"sweep", list_json(report.sweep, sweep_json)},
           {"gates",
            list_json(report.gates,
                      [](const Gate& g) {
@@ -230,7 +257,7 @@ ordered_json to_json(const Report& report) {
 }
 
 std::string to_table(const Report& report) {
-  std::string table;
+  std::string table = sweep_table(report.sweep);
   if (!report.before && !report.output) return table;
   if (report.input)
     table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));

@@ -1,5 +1,6 @@
 #include "prune.h"
 
+#include <cmath>
 #include <map>
 #include <memory>
 #include <set>
@@ -38,8 +39,33 @@ std::vector<LayerShare> read_layer_shares(const PruneCommand& options) {
   return shares;
 }
 
-void check_options(const PruneCommand& options) {
-  check_compress_options(options, "prune");
+// A sweep measures and writes no model.
+void check_sweep(const PruneCommand& options, const RunOptions& run) {
+  if (options.sweep.empty()) {
+    if (options.per_layer || !options.html.empty())
+      throw error(Exit::kUsage, "--per-layer and --html go with --sweep");
+    return;
+  }
+  read_sweep(options.sweep);
+  const GateOptions& gates = options.gates;
+  if (!options.output.empty() || options.dry_run || gates.max_accuracy_drop || gates.min_size_ratio ||
+      gates.max_latency_ratio || gates.min_agreement || !options.eval.command.empty()) {
+    throw error(
+        Exit::kUsage,
+        "--sweep tries sparsities and writes no model; leave out -o, --dry-run, --eval-command and gates");
+  }
+  if (options.sparsity || options.count || !options.layer_sparsity.empty() ||
+      parse_pattern(options.pattern).kind == SparsityPattern::Kind::kGroups) {
+    throw error(
+        Exit::kUsage,
+        "--sweep names the sparsities; leave out --sparsity, --count, --layer-sparsity and --pattern N:M");
+  }
+  if (!options.html.empty()) check_output(options.html, OutputKind::kFile, run.force, run.inputs);
+}
+
+void check_options(const PruneCommand& options, const RunOptions& run) {
+  check_sweep(options, run);
+  if (options.sweep.empty()) check_compress_options(options, "prune");
   const SparsityPattern pattern = parse_pattern(options.pattern);
   read_layer_shares(options);
   const bool groups = pattern.kind == SparsityPattern::Kind::kGroups;
@@ -49,7 +75,8 @@ void check_options(const PruneCommand& options) {
                 "have no place",
                 options.pattern, pattern.group - pattern.kept, pattern.group);
   }
-  if (!groups && !options.sparsity && !options.count && options.layer_sparsity.empty())
+  if (options.sweep.empty() && !groups && !options.sparsity && !options.count &&
+      options.layer_sparsity.empty())
     throw error(Exit::kUsage, "prune needs --sparsity, --count, --layer-sparsity or --pattern N:M");
   if (options.needs_inputs() && options.calib_data.empty())
     throw error(Exit::kUsage, "--criterion {} needs --calib-data", options.criterion);
@@ -65,7 +92,7 @@ void check_options(const PruneCommand& options) {
 }
 
 void prune(const PruneCommand& options, const RunOptions& run, Report& report) {
-  check_options(options);
+  check_options(options, run);
   const ModelFormat format = detect_model(options.model);
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
@@ -86,6 +113,24 @@ std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
   const std::string type = convolution ? "conv" : name_of(kind);
   if (types == "all" || types.find(type) != std::string::npos) return "";
   return fmt::format("--types {} leaves it out", types);
+}
+
+std::vector<double> read_sweep(const std::string& text) {
+  std::vector<double> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(':', begin), text.size());
+    parts.push_back(fraction_of(text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  constexpr double kMaxSteps = 1000;
+  if (parts.size() != 3 || parts[0] > parts[1] || parts[2] <= 0 ||
+      (parts[1] - parts[0]) / parts[2] > kMaxSteps)
+    throw error(Exit::kUsage, "--sweep '{}' is not FROM:TO:STEP, such as 0.1:0.9:0.1", text);
+  std::vector<double> sparsities;
+  constexpr double kSlack = 1e-9, kDigits = 1e12;  // 0.1 + 2 * 0.1 is 0.3
+  for (int i = 0; parts[0] + i * parts[2] <= parts[1] + kSlack; ++i)
+    sparsities.push_back(std::min(1.0, std::round((parts[0] + i * parts[2]) * kDigits) / kDigits));
+  return sparsities;
 }
 
 void keep_overlapping(std::vector<Decision>& plan) {
@@ -190,6 +235,10 @@ Command prune_command() {
   auto options = std::make_shared<PruneCommand>();
   const auto add_options = [options](CLI::App& app) {
     add_compress_options(app, *options, "What to write, in the format of the model; a folder for a folder");
+    app.add_option("--sweep", options->sweep,
+                   "FROM:TO:STEP, such as 0.1:0.9:0.1: measure these sparsities and write no model");
+    app.add_flag("--per-layer", options->per_layer, "With --sweep: also each layer alone");
+    app.add_option("--html", options->html, "With --sweep: a page with the curves");
     add_fraction(app, "--sparsity,--amount", options->sparsity,
                  "Share of the weights that become zero, 0.3 or 30%; of the channels with channels-zero");
     add_count(app, "--count", options->count,

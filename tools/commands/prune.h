@@ -1,8 +1,11 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
+
+#include <torch/script.h>
 
 #include "compress_steps.h"
 #include "mcompress/base/output.h"
@@ -19,6 +22,8 @@ struct PruneCommand : CompressOptions {
   std::vector<std::string> layer_sparsity;  // REGEX=SHARE
   std::string calib_data;
   int64_t nsamples = 512;
+  std::string sweep, html;  // FROM:TO:STEP
+  bool per_layer = false;
 
   bool needs_inputs() const { return criterion == "wanda" || criterion == "activation"; }
 };
@@ -27,6 +32,20 @@ struct PruneCommand : CompressOptions {
 void prune_program(const PruneCommand& options, const RunOptions& run, Report& report);
 void prune_checkpoint(const PruneCommand& options, ModelFormat format, const RunOptions& run, Report& report);
 
+// The weights of a program that are pruned, those that layers share once.
+struct ProgramWeights {
+  std::vector<PrunableWeight> weights;
+  std::vector<at::Tensor> tensors;
+};
+// Prunes them where they lie.
+void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, uint64_t seed);
+
+// Fills in the report's sweep: each sparsity of --sweep is tried on the program, whose weights are put back.
+// `layers` names all its layers; `data` may be null.
+void sweep_program(const torch::jit::Module& program, const std::set<std::string>& layers,
+                   const ProgramWeights& chosen, const Dataset* data, const PruneCommand& options,
+                   const RunOptions& run, Report& report);
+
 // Steps that both share.
 
 // Why a kind of layer is left alone; empty where it is pruned.
@@ -34,6 +53,9 @@ std::string obstacle_of(LayerKind kind, const PruneCommand& options);
 
 // A weight that lies over another one in memory, but in another shape, cannot be pruned apart from it.
 void keep_overlapping(std::vector<Decision>& plan);
+
+// The sparsities of --sweep FROM:TO:STEP. Throws Error(2).
+std::vector<double> read_sweep(const std::string& text);
 
 // One mask for each weight.
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,

@@ -140,6 +140,11 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
                 "'{}' holds weights without a program, so --criterion {} cannot be used; use l1",
                 options.model, options.criterion);
   }
+  if (!options.sweep.empty()) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, which --sweep could measure; pass TorchScript",
+                options.model);
+  }
   BackgroundHash hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });

@@ -71,29 +71,22 @@ void apply_mask(const at::Tensor& weight, const RowMask& mask) {
   });
 }
 
-// Prunes the weights of the program where they lie; those that layers share once.
-void prune_layers(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
-                  const PruneCommand& options, const Norms& norms, uint64_t seed) {
-  std::vector<PrunableWeight> weights;
-  std::vector<at::Tensor> tensors;
+ProgramWeights choose_weights(const std::vector<Layer>& layers, const std::vector<Decision>& plan,
+                              const PruneCommand& options, const Norms& norms) {
+  ProgramWeights chosen;
   std::set<WeightIdentity> seen;
   for (size_t i = 0; i < plan.size(); ++i) {
     if (!plan[i].reason.empty() || !seen.insert(plan[i].identity).second) continue;
-    weights.push_back(prunable(layers[i]));
-    if (options.needs_inputs()) {
-      weights.back().input_norm = norms.at(plan[i].identity).norm();
-      if (!weights.back().input_norm.defined())
-        throw bad_data("layer '{}' is not used by the calibration data; leave it out with --ignore '^{}$'",
-                       layers[i].name, layers[i].name);
+    PrunableWeight weight = prunable(layers[i]);
+    if (options.needs_inputs()) weight.input_norm = norms.at(plan[i].identity).norm();
+    if (options.needs_inputs() && !weight.input_norm.defined()) {
+      throw bad_data("layer '{}' is not used by the calibration data; leave it out with --ignore '^{}$'",
+                     layers[i].name, layers[i].name);
     }
-    tensors.push_back(layers[i].weight);
+    chosen.weights.push_back(std::move(weight));
+    chosen.tensors.push_back(layers[i].weight.detach());
   }
-  const std::vector<RowMask> masks = choose_masks(weights, options, seed);
-  Progress progress("prune", static_cast<int64_t>(masks.size()));
-  for (size_t i = 0; i < masks.size(); ++i) {
-    progress.step();
-    apply_mask(tensors[i], masks[i]);
-  }
+  return chosen;
 }
 
 void add_records(const std::vector<Layer>& layers, const std::vector<Decision>& plan, Report& report) {
@@ -146,6 +139,11 @@ torch::jit::Module write_output(const PruneCommand& options, const RunOptions& r
 
 }  // namespace
 
+void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, uint64_t seed) {
+  const std::vector<RowMask> masks = choose_masks(chosen.weights, options, seed);
+  for (size_t i = 0; i < masks.size(); ++i) apply_mask(chosen.tensors[i], masks[i]);
+}
+
 void prune_program(const PruneCommand& options, const RunOptions& run, Report& report) {
   std::optional<Dataset> data;
   if (!options.eval.data_path.empty()) {
@@ -171,13 +169,21 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
     norms = timed(report, "calibrate",
                   [&] { return calibrate(program, layers, plan, *calibration, options.eval.batch_size); });
   }
-  timed(report, "prune",
-        [&] { prune_layers(layers, plan, options, norms, static_cast<uint64_t>(run.seed)); });
+  const auto seed = static_cast<uint64_t>(run.seed);
+  std::set<std::string> names;
+  for (const Layer& layer : layers) names.insert(layer.name);
+  {
+    const ProgramWeights chosen = choose_weights(layers, plan, options, norms);
+    if (!options.sweep.empty()) {
+      sweep_program(program, names, chosen, data ? &*data : nullptr, options, run, report);
+      report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);
+      return;
+    }
+    timed(report, "prune", [&] { prune_weights(chosen, options, seed); });
+  }
   add_records(layers, plan, report);
   sum_up(options, plan, report);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);
-  std::set<std::string> names;
-  for (const Layer& layer : layers) names.insert(layer.name);
   layers.clear();  // LibTorch writes a reference for each tensor that is held elsewhere: other bytes
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(program); });
   report.predicted_bytes = count_program_bytes(serialized);

@@ -64,6 +64,14 @@ struct Storage {
   uint64_t dense_bytes = 0, stored_bytes = 0, dense_zstd_bytes = 0, stored_zstd_bytes = 0;
 };
 
+// One trial of a sweep: the whole model, or one layer alone, at one sparsity.
+struct SweepRow {
+  std::string layer;                           // empty: all chosen layers
+  double target = 0, sparsity = 0;             // asked for, and of the chosen weights of the whole model
+  std::optional<Share> top1, agreement;        // with the model as it came
+  uint64_t dense_bytes = 0, stored_bytes = 0;  // stored as a bitmask
+};
+
 struct Gate {
   std::string name;
   double limit, value;
@@ -85,6 +93,7 @@ struct Report {
   std::vector<LayerRecord> layers;
   std::optional<Pruning> pruning;
   std::optional<Storage> storage;
+  std::vector<SweepRow> sweep;
   std::vector<Gate> gates;
   std::vector<std::string> warnings;
   std::vector<Phase> phases;

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "mcompress/report/report.h"
+
+namespace mcompress {
+
+// A sweep as one HTML page that needs no other file: a curve of accuracy (or, where none was measured, of
+// stored bytes) over sparsity as SVG, one line for the whole model and one a layer, and the numbers.
+std::string sweep_page(const std::vector<SweepRow>& rows, const std::string& model);
+
+}  // namespace mcompress
