@@ -127,5 +127,139 @@ TEST(Prune, FullDiskLeavesNoStub) {
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
+TEST(Prune, StoresExpandToTheDenseFile) {
+  const TemporaryFolder folder;
+  for (const char* model : {"fashion_mlp.pt", "state_dicts/nested.pt"}) {
+    const std::string run = "prune " + shipped(model) + " --force --sparsity 0.9 -o ";
+    const json dense = report_of(run + (folder / "dense"));
+    EXPECT_EQ(dense["storage"]["store"], "dense");
+    for (const char* store : {"bitmask", "bitmask+zstd", "auto"}) {
+      const json report = report_of(run + (folder / "stored") + " --store " + store);
+      EXPECT_EQ(report["storage"]["dense_bytes"], dense["output"]["bytes"]);
+      EXPECT_EQ(report["storage"]["stored_bytes"], report["output"]["bytes"]);
+      EXPECT_LT(report["output"]["bytes"], dense["output"]["bytes"]);
+      EXPECT_EQ(report["output"]["nonzeros"], dense["output"]["nonzeros"]);
+      const json expanded = report_of("expand " + (folder / "stored") + " --force -o " + (folder / "back"));
+      EXPECT_EQ(expanded["output"]["sha256"], dense["output"]["sha256"]) << model << " " << store;
+      EXPECT_EQ(expanded["output"]["format"], dense["output"]["format"]);
+    }
+  }
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 3);  // no stubs
+}
+
+TEST(Prune, MlpShrinksAsTheBitmaskPromises) {
+  const TemporaryFolder folder;
+  const std::string run =
+      "prune " + shipped("fashion_mlp.pt") + " --force --store bitmask -o " + (folder / "p");
+  EXPECT_GE(report_of(run + " --sparsity 0.5")["size"]["ratio"].get<double>(), 1.85);
+  EXPECT_GE(report_of(run + " --sparsity 0.9")["size"]["ratio"].get<double>(), 7.0);
+}
+
+TEST(Prune, WeighsByTheInputs) {
+  const TemporaryFolder folder;
+  const std::string run = "prune " + shipped("fashion_mlp.pt") + " --force --calib-data " + kFashion +
+                          " --nsamples 64 --sparsity 0.5 -o ";
+  for (const char* threads : {"1", "2"}) {
+    const json report = report_of(run + (folder / threads) + " --criterion wanda -t " + threads);
+    EXPECT_EQ(layer_named(report, "fc1")["zeros"], 448 * 392);
+  }
+  EXPECT_EQ(read_file(folder / "1"), read_file(folder / "2"));
+  EXPECT_EQ(report_of(run + (folder / "2") + " --criterion activation --scope global")["pruning"]["sparsity"],
+            0.5);
+}
+
+TEST(Prune, SweepWritesItsNumbersAndAPage) {
+  const TemporaryFolder folder;
+  const std::string run = "prune " + shipped("fashion_cnn.pt") + " --sweep 0.2:0.8:0.3 --eval-data " +
+                          kFashion + " --limit 500 --force --html " + (folder / "s.html");
+  const json report = report_of(run + " --per-layer");
+  ASSERT_EQ(report["sweep"].size(), 9U);  // 3 of the whole and of each linear layer
+  EXPECT_EQ(report["sweep"][1]["target"], 0.5);
+  EXPECT_EQ(report["sweep"][1]["layer"], nullptr);
+  EXPECT_NEAR(report["sweep"][1]["sparsity"].get<double>(), 0.5, 1e-3);
+  EXPECT_LT(report["sweep"][2]["stored_bytes"], report["sweep"][0]["stored_bytes"]);
+  EXPECT_EQ(report["sweep"][3]["layer"], "fc1");
+  // The last row is what pruning that layer alone gives.
+  const json alone =
+      report_of("prune " + shipped("fashion_cnn.pt") + " --layer fc2 --sparsity 0.8 --eval-data " + kFashion +
+                " --limit 500 -o " + (folder / "p"));
+  EXPECT_EQ(report["sweep"][8]["top1"]["count"], alone["metrics"]["after"]["top1"]["count"]);
+  const std::string page = read_file(folder / "s.html");
+  EXPECT_TRUE(contains(page, "<svg ") && contains(page, "</html>") && contains(page, "fc2"));
+  EXPECT_FALSE(contains(page, "src=") || contains(page, "href="));
+  EXPECT_TRUE(contains(run_mcompress(run).out, "sparsity      top-1"));
+}
+
+TEST(Prune, RefusalsOfStoresSweepsAndInputs) {
+  const TemporaryFolder folder;
+  const std::string mlp = "prune " + shipped("fashion_mlp.pt") + " -o " + (folder / "p") + " --sparsity 0.5";
+  const std::string sweep = "prune " + shipped("fashion_mlp.pt") + " --sweep ";
+  const std::string weights = "prune " + shipped("state_dicts/plain.pt") + " ";
+  write_file(folder / "cut", read_file(shipped("fashion_mlp.pt")).substr(0, 1000));
+  write_file(folder / "zstd", std::string("\x28\xb5\x2f\xfd\x04\x58\x29", 7));
+  const std::string npy_header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
+  const auto npy = [&](const std::string& shape, size_t bytes) {
+    std::string header = npy_header + shape + "), }";
+    header.resize(117, ' ');
+    return std::string("\x93NUMPY\x01\x00\x76\x00", 10) + header + "\n" + std::string(bytes, '\0');
+  };
+  write_file(folder / "none.npy", npy("0, 784", 0));
+  write_file(folder / "wrong.npy", npy("2, 100", 800));
+  std::string nan = npy("1, 784", 784 * 4);
+  nan.replace(nan.size() - 4, 4, std::string("\x00\x00\xc0\x7f", 4));
+  write_file(folder / "nan.npy", nan);
+  const std::string out = " -o " + (folder / "p");
+  const std::vector<std::tuple<std::string, int, std::string>> cases = {
+      {mlp + " --store zip", 2, "zip"},
+      {mlp + " --criterion wanda", 2, "--criterion wanda needs --calib-data"},
+      {mlp + " --calib-data x", 2, "--calib-data goes with --criterion wanda or activation"},
+      {mlp + " --criterion wanda --scope global --calib-data x", 2, "compares inside each row"},
+      {mlp + " --criterion wanda --calib-data " + (folder / "no"), 66, "does not exist"},
+      {mlp + " --criterion wanda --calib-data " + (folder / "none.npy"), 65, "holds no samples"},
+      {mlp + " --criterion wanda --calib-data " + (folder / "wrong.npy"), 65, "the model fails on this data"},
+      {mlp + " --criterion wanda --calib-data " + (folder / "nan.npy"), 65, "is given NaN or infinity"},
+      {mlp + " --criterion wanda --nsamples 0 --calib-data x", 2, "'0' is no whole number from 1"},
+      {weights + out + " --sparsity 0.5 --criterion wanda --calib-data x", 2, "cannot be used; use l1"},
+      {sweep + "0.1:0.9", 2, "is not FROM:TO:STEP"},
+      {sweep + "0.9:0.1:0.1", 2, "is not FROM:TO:STEP"},
+      {sweep + "0:1:0", 2, "is not FROM:TO:STEP"},
+      {sweep + "0:1:0.00001", 2, "is not FROM:TO:STEP"},
+      {sweep + "0:1:x", 2, "'x' is no fraction"},
+      {sweep + "0:1:0.5" + out, 2, "writes no model"},
+      {sweep + "0:1:0.5 --min-size-ratio 2", 2, "writes no model"},
+      {sweep + "0:1:0.5 --sparsity 0.5", 2, "--sweep names the sparsities"},
+      {sweep + "0:1:0.5 --html " + (folder / "cut"), 73, "use --force"},
+      {mlp + " --per-layer", 2, "go with --sweep"},
+      {weights + "--sweep 0:1:0.5", 2, "which --sweep could measure"},
+      {"expand " + shipped("fashion_mlp.pt") + out, 65, "is not stored as a bitmask"},
+      {"expand " + shipped("state_dicts/plain.pt") + out, 65, "is not stored as a bitmask"},
+      {"expand " + shipped("prune_masks.safetensors") + out, 65, "is not stored as a bitmask"},
+      {"expand " + (folder / "cut") + out, 65, "no central directory"},
+      {"expand " + (folder / "zstd") + out, 65, "zstd"},
+      {"expand " + (folder / "no") + out, 66, "No such file"},
+      {"expand " + (folder / "cut") + " --force -o " + (folder / "cut"), 73, "is the input"},
+      {"inspect " + (folder / "zstd"), 65, "mcompress expand"}};
+  for (const auto& [arguments, code, words] : cases) {
+    const Outcome run = run_mcompress(arguments);
+    EXPECT_EQ(run.exit_code, code) << arguments << "\n" << run.err;
+    EXPECT_TRUE(contains(run.err, words)) << arguments << "\n" << run.err;
+    EXPECT_FALSE(std::filesystem::exists(folder / "p")) << arguments;
+  }
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 5);  // no stubs
+}
+
+TEST(Prune, KilledAtAnyTimeLeavesTheTargetAbsentOrComplete) {
+  const TemporaryFolder folder;
+  const std::string run = "prune " + shipped("fashion_mlp.pt") + " --sparsity 0.5 --store bitmask -o ";
+  ASSERT_EQ(run_mcompress(run + (folder / "whole")).exit_code, 0);
+  for (int milliseconds = 150; milliseconds <= 400; milliseconds += 25) {
+    run_mcompress(run + (folder / "killed"), fmt::format("timeout -s KILL 0.{}", milliseconds));
+    if (!std::filesystem::exists(folder / "killed")) continue;
+    EXPECT_EQ(read_file(folder / "killed"), read_file(folder / "whole"));
+    std::filesystem::remove(folder / "killed");
+  }
+  EXPECT_EQ(run_mcompress(run + (folder / "killed")).exit_code, 0);
+}
+
 }  // namespace
 }  // namespace mcompress::testing

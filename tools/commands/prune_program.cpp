@@ -24,9 +24,13 @@ std::string weight_obstacle(const at::Tensor& weight) {
 
 std::vector<Decision> plan_program(const std::vector<Layer>& layers, const PruneCommand& options) {
   std::vector<Decision> plan;
+  std::set<WeightIdentity> seen;  // weights whose inputs can be seen
+  for (const Layer& layer : layers) {
+    if (!layer.methods.empty()) seen.insert(identity_of(layer.weight));
+  }
   for (const Layer& layer : layers) {
     std::string obstacle = weight_obstacle(layer.weight);
-    if (obstacle.empty() && options.needs_inputs() && layer.methods.empty())
+    if (obstacle.empty() && options.needs_inputs() && !seen.contains(identity_of(layer.weight)))
       obstacle = "its own code does not apply its weight, so its inputs are not seen";
     plan.push_back({layer.name, layer.kind, obstacle, identity_of(layer.weight), layer.weight.nbytes()});
   }
