@@ -105,6 +105,10 @@ TEST(Config, RecipesAreRunAndUnknownKeysRefused) {
       "quantize " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") + " --config ";
   const json report = report_of(run + recipe("quantize_dynamic.toml"));
   EXPECT_EQ(report["settings_from"]["batch_size"], "config");
+  const json pruned = report_of("prune " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") +
+                                " --config " + recipe("prune.toml"));
+  EXPECT_EQ(pruned["storage"]["store"], "bitmask");
+  EXPECT_EQ(pruned["gates"][0]["passed"], true);
   write_file(folder / "bad.toml", "mod = \"dynamic\"\n");
   write_file(folder / "value.toml", "mode = \"turbo\"\n");
   write_file(folder / "broken.toml", "mode = = 3 [\n");

@@ -203,6 +203,7 @@ std::string write_stored(const PruneCommand& options, const OutputFile& dense, c
   const Bytes dense_bytes = dense_map.bytes(), sparse_bytes = sparse_map.bytes();
   return timed(report, "pack", [&] {
     const uint64_t dense_zstd = packed_zstd_bytes(dense_bytes);
+    dense_map.drop(dense_bytes);
     const uint64_t sparse_zstd = packed_zstd_bytes(sparse_bytes);
     std::string store = options.store;
     if (store == "auto") {
