@@ -14,9 +14,9 @@ TEST(Inspect, ListsEachWeightWithItsKindAndWhatCanTreatIt) {
   std::map<std::string, json> rows;
   for (const json& row : result["layers"]) rows[row["name"]] = row;
   EXPECT_EQ(rows["fc1.weight"]["kind"], "linear");
-  EXPECT_EQ(rows["fc1.weight"]["commands"], json::array({"quantize"}));
+  EXPECT_EQ(rows["fc1.weight"]["commands"], json::array({"quantize", "prune"}));
   EXPECT_EQ(rows["conv1.weight"]["kind"], "conv2d");
-  EXPECT_EQ(rows["conv1.weight"]["commands"], json::array());
+  EXPECT_EQ(rows["conv1.weight"]["commands"], json::array({"prune"}));
   EXPECT_EQ(rows["conv1.weight"]["obstacle"], "dynamic mode treats no convolutions");
   EXPECT_EQ(rows["bn1.running_mean"]["kind"], "other");
   EXPECT_EQ(rows["conv2.weight"]["shape"], json::parse("[48,24,3,3]"));

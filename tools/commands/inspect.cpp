@@ -9,6 +9,7 @@
 #include "command.h"
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/formats/bitmask.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/program.h"
@@ -26,8 +27,9 @@ struct Row {
   uint64_t bytes = 0;
   int64_t non_finite = 0;
   std::string obstacle;  // why quantize cannot treat it; empty where it can
-  std::string same_as;   // an earlier row that shares its storage
-  std::string equals;    // an earlier row of the same content
+  bool prunable = false;
+  std::string same_as = {};  // an earlier row that shares its storage
+  std::string equals = {};   // an earlier row of the same content
 };
 
 std::string quantize_obstacle(LayerKind kind) {
@@ -74,11 +76,10 @@ std::vector<Row> list_program(const torch::jit::Module& program) {
             values.sizes().vec(),
             values.nbytes(),
             count_elements_of(values).non_finite,
-            "not the weight of a linear layer, convolution or embedding",
-            "",
-            ""};
+            "not the weight of a linear layer, convolution or embedding"};
     if (layer != layers.end()) {
       row.kind = name_of(layer->second.kind);
+      row.prunable = values.is_floating_point() && values.element_size() > 1 && values.numel() > 0;
       row.obstacle =
           layer->second.obstacle.empty() ? quantize_obstacle(layer->second.kind) : layer->second.obstacle;
     }
@@ -102,13 +103,12 @@ std::vector<Row> list_checkpoint(const CheckpointFiles& checkpoint) {
             array.shape,
             count_elements(array.shape).value() * size_of(array.dtype),
             0,
-            "not the weight of a linear layer, convolution or embedding",
-            "",
-            ""};
+            "not the weight of a linear layer, convolution or embedding"};
     LayerKind kind{};
     if (guess_kind(array, kind)) {
       row.kind = name_of(kind);
       row.obstacle = obstacle_of(array, names);
+      row.prunable = row.obstacle.empty();
       if (row.obstacle.empty()) row.obstacle = quantize_obstacle(kind);
     }
     row.non_finite = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]).non_finite;
@@ -122,6 +122,9 @@ ordered_json row_json(const Row& row) {
   const auto or_null = [](const std::string& text) {
     return text.empty() ? ordered_json(nullptr) : ordered_json(text);
   };
+  ordered_json commands = ordered_json::array();
+  if (row.obstacle.empty()) commands.push_back("quantize");
+  if (row.prunable) commands.push_back("prune");
   return {{"name", row.name},
           {"kind", row.kind},
           {"shape", row.shape},
@@ -130,7 +133,7 @@ ordered_json row_json(const Row& row) {
           {"non_finite", row.non_finite},
           {"tied_to", or_null(row.same_as)},
           {"duplicate_of", or_null(row.equals)},
-          {"commands", row.obstacle.empty() ? ordered_json::array({"quantize"}) : ordered_json::array()},
+          {"commands", commands},
           {"obstacle", or_null(row.obstacle)}};
 }
 
@@ -167,6 +170,8 @@ void inspect(const Options& options, const RunOptions& run, Report& report) {
     rows = list_checkpoint(checkpoint);
     count = count_checkpoint(checkpoint);
     notes = checkpoint.notes;
+    if (is_bitmask(checkpoint.metadata))
+      notes.emplace_back("stored as a bitmask; 'mcompress expand' gives the dense file back");
   }
   report.input = describe_artifact(options.model, name_of(format), count);
   for (const Row& row : rows) {
