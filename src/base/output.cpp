@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
 
 namespace mcompress {
 
@@ -165,8 +166,13 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(Bytes bytes) {
-  write_at(size_, bytes);
-  size_ += bytes.size();
+  constexpr size_t kPiece = size_t{4} << 20;
+  for (; !bytes.empty(); bytes = bytes.subspan(std::min(kPiece, bytes.size()))) {
+    check_interrupt();
+    const Bytes piece = bytes.first(std::min(kPiece, bytes.size()));
+    write_at(size_, piece);
+    size_ += piece.size();
+  }
 }
 
 void OutputFile::write_at(uint64_t offset, Bytes bytes) {

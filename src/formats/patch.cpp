@@ -4,7 +4,7 @@
 
 #include <zlib.h>
 
-#include "mcompress/base/interrupt.h"
+#include "mcompress/base/error.h"
 #include "mcompress/formats/zip.h"
 
 namespace mcompress {
@@ -69,16 +69,19 @@ void write_patched(const MappedFile& source, std::vector<Patch> patches, OutputF
   const Bytes all = source.bytes();
   const auto copy_until = [&](size_t end) {
     while (file.size() < end) {
-      check_interrupt();
-      const size_t size = std::min(kPiece, end - static_cast<size_t>(file.size()));
-      writer.write(all.subspan(file.size(), size));
-      source.drop(all.first(file.size()));
+      const size_t at = file.size();
+      writer.write(all.subspan(at, std::min(kPiece, end - at)));
+      source.drop(all.subspan(at, file.size() - at));
     }
   };
   for (const Patch& patch : patches) {
-    copy_until(static_cast<size_t>(patch.range.data() - all.data()));
-    patch.produce([&](Bytes bytes) { writer.write(bytes); });
-    source.drop(all.first(file.size()));
+    const auto begin = static_cast<size_t>(patch.range.data() - all.data());
+    copy_until(begin);
+    if (file.size() == begin) patch.produce([&](Bytes bytes) { writer.write(bytes); });
+    if (file.size() != begin + patch.range.size())
+      throw error(Exit::kInternal, "internal error: a patch of other than {} bytes; please report it",
+                  patch.range.size());
+    source.drop(patch.range);
   }
   copy_until(all.size());
   writer.finish();

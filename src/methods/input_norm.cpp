@@ -40,7 +40,8 @@ InputNorm::InputNorm(const Layer& layer)
 void InputNorm::add(const at::Tensor& input) {
   const int64_t axis = input.dim() - 1 - spatial_;
   const int64_t features = axis < 0 ? 0 : input.size(axis);
-  if (features == 0 || features % inputs_ != 0 || (spatial_ == 0 && features != inputs_)) {
+  if (features == 0 || features % inputs_ != 0 || (squares_.defined() && features != squares_.numel()) ||
+      (spatial_ == 0 && features != inputs_)) {
     throw bad_data("layer '{}' is given an input of {} dimensions and {} features, and its weight takes {}",
                    name_, input.dim(), features, inputs_);
   }

@@ -26,7 +26,8 @@ constexpr uint32_t kLowMask = (uint32_t{1} << kLowBits) - 1;
 constexpr uint32_t kInfinity = 0x7f800000;  // greater keys are NaN
 constexpr int64_t kMaxTorchTies = int64_t{1} << 24;
 
-uint32_t key_of(float score) { return std::bit_cast<uint32_t>(score); }
+// Without the sign, which only a NaN can have here.
+uint32_t key_of(float score) { return std::bit_cast<uint32_t>(score) & INT32_MAX; }
 
 // splitmix64 (Steele, Lea, Flood 2014): a number for each place, whatever the order of the places.
 uint64_t mix(uint64_t state) {
@@ -57,20 +58,23 @@ int64_t count_elements(const Weights& weights) {
 at::Tensor scores_of(const PrunableWeight& weight, const PruneOptions& options, int64_t begin, int64_t end) {
   if (options.criterion == Criterion::kRandom) {
     uint64_t stream = mix(options.seed);
-    for (const char letter : weight.name) stream = mix(stream ^ static_cast<uint64_t>(letter));
+    for (const char letter : weight.name) stream = mix(stream ^ static_cast<unsigned char>(letter));
     return random_scores(stream, begin * weight.columns, (end - begin) * weight.columns)
         .view({end - begin, weight.columns});
   }
   at::Tensor scores = weight.read(begin, end).to(at::kFloat).abs().contiguous();
   if (!weight.input_norm.defined()) return scores;
-  const int64_t rows_a_group = weight.rows / weight.input_norm.size(0);
-  for (int64_t row = begin; row < end; ++row) scores[row - begin].mul_(weight.input_norm[row / rows_a_group]);
-  return scores;
+  const int64_t groups = weight.input_norm.size(0);
+  if (groups == 1) return scores.mul_(weight.input_norm);
+  if (weight.rows % groups != 0)
+    throw bad_data("layer '{}' has {} outputs, which its {} groups do not divide", weight.name, weight.rows,
+                   groups);
+  const at::Tensor group = at::arange(begin, end).div(weight.rows / groups, "floor");
+  return scores.mul_(weight.input_norm.index_select(0, group));
 }
 
 // Runs `task` on ranges of rows that are worth a histogram each, on several threads.
 void for_ranges(const PrunableWeight& weight, const std::function<void(int64_t first, int64_t last)>& task) {
-  check_interrupt();
   constexpr int64_t kMinElements = int64_t{1} << 18;
   const int64_t grain = std::max<int64_t>(1, kMinElements / std::max<int64_t>(1, weight.columns));
   at::parallel_for(0, weight.rows, grain, task);
@@ -106,6 +110,7 @@ Histogram count_digits(const Weights& weights, const PruneOptions& options, std:
       Histogram counts(kDigits, 0);
       int64_t nan = 0;
       for_row_pieces(first, last, weight.columns, [&](int64_t begin, int64_t end) {
+        check_interrupt();
         const at::Tensor scores = scores_of(weight, options, begin, end);
         const float* values = scores.const_data_ptr<float>();
         for (int64_t i = 0; i < scores.numel(); ++i) {
@@ -143,7 +148,7 @@ uint32_t find_digit(const Histogram& histogram, int64_t& rank) {
 }
 
 Cut find_cut(const Weights& weights, const PruneOptions& options, int64_t zeros) {
-  const Histogram highs = count_digits(weights, options, {});  // where nothing is zeroed, NaN is refused
+  const Histogram highs = count_digits(weights, options, {});  // also where nothing is zeroed: NaN is refused
   if (zeros == 0) return {};
   const uint32_t high = find_digit(highs, zeros);
   const Histogram lows = count_digits(weights, options, high);
@@ -151,14 +156,30 @@ Cut find_cut(const Weights& weights, const PruneOptions& options, int64_t zeros)
   return {(high << kLowBits) | low, zeros, lows[low]};
 }
 
-// PyTorch's own choice among equal scores depends on how its topk sorts, so topk is asked.
-std::vector<RowMask> masks_of_topk(const Weights& weights, const PruneOptions& options, int64_t zeros) {
+// True for the weights that torch.topk names the lowest. PyTorch's choice among equal scores depends on how
+// its topk sorts, so topk is asked.
+at::Tensor lowest_by_topk(const Weights& weights, const PruneOptions& options, int64_t zeros) {
   std::vector<at::Tensor> scores;
   for (const PrunableWeight& weight : weights)
     scores.push_back(scores_of(weight, options, 0, weight.rows).view({-1}));
   const at::Tensor all = at::cat(scores);
-  const at::Tensor zero = at::zeros({all.numel()}, at::kBool);
-  zero.index_fill_(0, std::get<1>(at::topk(all, zeros, -1, /*largest=*/false)), true);
+  at::Tensor zero = at::zeros({all.numel()}, at::kBool);
+  return zero.index_fill_(0, std::get<1>(at::topk(all, zeros, -1, /*largest=*/false)), true);
+}
+
+// Made when it is asked for, so that the masks of many layers never lie in memory together.
+RowMask mask_of_topk(const PrunableWeight& weight, const PruneOptions& options, int64_t zeros) {
+  return [weight, options, zeros, whole = at::Tensor()](int64_t begin, int64_t end) mutable {
+    if (begin == 0) whole = lowest_by_topk({weight}, options, zeros).view({weight.rows, weight.columns});
+    at::Tensor mask = whole.slice(0, begin, end);
+    if (end == weight.rows) whole.reset();
+    return mask;
+  };
+}
+
+std::vector<RowMask> masks_of_topk(const Weights& weights, const PruneOptions& options, int64_t zeros) {
+  if (weights.size() == 1) return {mask_of_topk(weights.front(), options, zeros)};
+  const at::Tensor zero = lowest_by_topk(weights, options, zeros);
   std::vector<RowMask> masks;
   int64_t at = 0;
   for (const PrunableWeight& weight : weights) {

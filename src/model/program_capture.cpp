@@ -32,8 +32,12 @@ std::function<void(const at::Tensor&)> capture_inputs(const torch::jit::Module& 
   return [forward = program_forward(observe_layers(program, layers)),
           sink = std::move(sink)](const at::Tensor& batch) {
     struct Guard {
-      explicit Guard(const InputSink& sink) { current.sink = &sink; }
-      ~Guard() { current.sink = nullptr; }
+      explicit Guard(const InputSink& sink) { set(&sink); }
+      ~Guard() { set(nullptr); }
+      static void set(const InputSink* sink) {
+        const std::lock_guard lock(current.mutex);
+        current.sink = sink;
+      }
     } const guard(sink);
     forward(batch);
   };

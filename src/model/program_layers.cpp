@@ -29,6 +29,11 @@ std::optional<Application> application_by_node(const Node* node, const Value* se
     if (node->s(c10::attr::name) != "_conv_forward") return std::nullopt;
     return Application{LayerKind::kConv2d, 1, 2, 3};
   }
+  if (node->kind() == c10::aten::_convolution) {
+    constexpr size_t kTransposed = 6;  // whose weight has inputs and outputs exchanged
+    const auto transposed = torch::jit::toIValue(node->input(kTransposed));
+    if (!transposed || !transposed->isBool() || transposed->toBool()) return std::nullopt;
+  }
   if (node->kind() != c10::prim::CallFunction) return application_by_operator(node->kind().toQualString());
   const auto function = node->input(0)->type()->cast<c10::FunctionType>();
   if (!function || function->function()->name() != "embedding") return std::nullopt;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -41,6 +42,8 @@ def _mcompress_unpack(self, mask: Tensor, values: Tensor, shape: List[int], trai
     bits = torch.bitwise_and(torch.bitwise_right_shift(mask.unsqueeze(1), torch.arange(8, dtype=0)), 1)
     weight = torch.zeros(shape, dtype=values.dtype)
     kept = bits.view([-1]).slice(0, 0, torch.numel(weight)).to(dtype=11).view(shape)
+    fits = (torch.numel(weight) + 7) // 8 == torch.numel(mask) and int(torch.sum(kept)) == torch.numel(values)
+    assert fits, "a bitmask does not fit its values"
     return weight.masked_scatter(kept, values).requires_grad_(trainable)
 )";
 
@@ -89,13 +92,36 @@ bool is_shared(const at::Tensor& weight, const std::set<const void*>& shared) {
          weight.storage().nbytes() != weight.nbytes();
 }
 
+// A type whose name in source needs nothing else.
+bool is_plain(const c10::TypePtr& type) {
+  switch (type->kind()) {
+    case c10::TypeKind::TensorType:
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::BoolType:
+    case c10::TypeKind::StringType:
+    case c10::TypeKind::NoneType: return true;
+    case c10::TypeKind::TupleType:
+      if (type->castRaw<c10::TupleType>()->name()) return false;
+      [[fallthrough]];
+    case c10::TypeKind::OptionalType:
+    case c10::TypeKind::ListType:
+    case c10::TypeKind::DictType: {
+      const auto inner = type->containedTypes();
+      return std::all_of(inner.begin(), inner.end(), is_plain);
+    }
+    default: return false;
+  }
+}
+
 // What keeps the class of a module from saving its weight in another form.
 bool can_be_sparse(const Module& module) {
   const ClassTypePtr type = module.type();
-  if (type->findMethod(kGetState) != nullptr || type->findMethod(kSetState) != nullptr) return false;
+  for (const char* method : {kGetState, kSetState, kPack, kUnpack}) {
+    if (type->findMethod(method) != nullptr) return false;
+  }
   for (size_t i = 0; i < type->numAttributes(); ++i) {
-    const c10::TypePtr attribute = type->getAttribute(i);
-    if (attribute->cast<c10::ClassType>() || attribute->cast<c10::InterfaceType>()) return false;
+    if (!is_plain(type->getAttribute(i))) return false;
   }
   return true;
 }
@@ -127,7 +153,8 @@ bool make_sparse(const Module& program, const std::set<std::string>& layers) {
 bool make_dense(const Module& program) {
   std::set<ClassTypePtr> classes;
   for (const Module& module : program.modules()) {
-    if (module.type()->findMethod(kPack) != nullptr) classes.insert(module.type());
+    const auto has = [&](const char* method) { return module.type()->findMethod(method) != nullptr; };
+    if (has(kPack) && has(kUnpack) && has(kGetState) && has(kSetState)) classes.insert(module.type());
   }
   for (const ClassTypePtr& type : classes) {
     for (const char* method : {kGetState, kSetState, kPack, kUnpack}) type->unsafeRemoveMethod(method);

@@ -189,11 +189,11 @@ std::string sweep_table(const std::vector<SweepRow>& rows) {
   const auto percent = [](const std::optional<Share>& share) {
     return share ? fmt::format("{:.2f} %", 100 * share->value()) : "-";
   };
-  std::string table = fmt::format("{:>8} {:>10} {:>10} {:>14} {:>7}  {}\n", "sparsity", "top-1", "same class",
-                                  "stored bytes", "ratio", "layer");
+  std::string table = fmt::format("{:>8} {:>8} {:>10} {:>10} {:>14} {:>7}  {}\n", "target", "sparsity",
+                                  "top-1", "same class", "as bitmask", "ratio", "layer");
   for (const SweepRow& row : rows) {
-    table += fmt::format("{:>8.3f} {:>10} {:>10} {:>14} {:>6.2f}x  {}\n", row.target, percent(row.top1),
-                         percent(row.agreement), row.stored_bytes,
+    table += fmt::format("{:>8.3f} {:>8.3f} {:>10} {:>10} {:>14} {:>6.2f}x  {}\n", row.target, row.sparsity,
+                         percent(row.top1), percent(row.agreement), row.stored_bytes,
                          static_cast<double>(row.dense_bytes) / static_cast<double>(row.stored_bytes),
                          row.layer.empty() ? "all" : printable(row.layer));
   }

@@ -147,6 +147,34 @@ TEST(Prune, StoresExpandToTheDenseFile) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 3);  // no stubs
 }
 
+TEST(Prune, ExpandingADenseFileCopiesIt) {
+  const TemporaryFolder folder;
+  for (const char* model : {"fashion_mlp.pt", "state_dicts/plain.pt"}) {
+    const Outcome run = run_mcompress("expand " + shipped(model) + " --force -o " + (folder / "e"));
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_TRUE(contains(run.err, "is dense already")) << run.err;
+    EXPECT_EQ(read_file(folder / "e"), read_file(shipped(model)));
+  }
+}
+
+TEST(Prune, WhatIsStoredIsPrunedAgainOrRefused) {
+  const TemporaryFolder folder;
+  const std::string run = "prune " + shipped("fashion_mlp.pt") + " --sparsity 0.5 --store bitmask -o ";
+  report_of(run + (folder / "s"));
+  const json again = report_of("prune " + (folder / "s") + " --sparsity 0.9 -o " + (folder / "d"));
+  const json once = report_of("prune " + shipped("fashion_mlp.pt") + " --sparsity 0.9 -o " + (folder / "o"));
+  EXPECT_EQ(again["output"]["sha256"], once["output"]["sha256"]);
+  EXPECT_EQ(report_of("quantize " + (folder / "s") + " -o " + (folder / "q"))["layers"][0]["decision"],
+            "int8");
+  report_of("prune " + shipped("state_dicts/nested.pt") + " --sparsity 0.9 --store bitmask -o " +
+            (folder / "n"));
+  for (const char* command : {"prune --sparsity 0.9 ", "quantize "}) {
+    const Outcome refused = run_mcompress(command + (folder / "n") + " -o " + (folder / "x"));
+    EXPECT_EQ(refused.exit_code, 65);
+    EXPECT_TRUE(contains(refused.err, "run 'mcompress expand' on it first")) << refused.err;
+  }
+}
+
 TEST(Prune, MlpShrinksAsTheBitmaskPromises) {
   const TemporaryFolder folder;
   const std::string run =
@@ -231,9 +259,7 @@ TEST(Prune, RefusalsOfStoresSweepsAndInputs) {
       {sweep + "0:1:0.5 --html " + (folder / "cut"), 73, "use --force"},
       {mlp + " --per-layer", 2, "go with --sweep"},
       {weights + "--sweep 0:1:0.5", 2, "which --sweep could measure"},
-      {"expand " + shipped("fashion_mlp.pt") + out, 65, "is not stored as a bitmask"},
-      {"expand " + shipped("state_dicts/plain.pt") + out, 65, "is not stored as a bitmask"},
-      {"expand " + shipped("prune_masks.safetensors") + out, 65, "is not stored as a bitmask"},
+      {sweep + "0:1:0.5 --store bitmask", 2, "leave out --store"},
       {"expand " + (folder / "cut") + out, 65, "no central directory"},
       {"expand " + (folder / "zstd") + out, 65, "zstd"},
       {"expand " + (folder / "no") + out, 66, "No such file"},

@@ -9,6 +9,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/methods/input_norm.h"
 #include "mcompress/model/checkpoint.h"
 
 namespace mcompress {
@@ -161,6 +162,30 @@ TEST(ChooseZeros, WandaWeighsByTheInputInEachRow) {
   const at::Tensor in_all =
       choose_zeros({weight}, {1.0 / 3, {}}, {Criterion::kActivation, {}, 0}).front()(0, 2);
   EXPECT_TRUE(at::equal(in_all, at::tensor({0, 1, 1, 0, 0, 0}).to(at::kBool).view({2, 3})));
+}
+
+TEST(ChooseZeros, RefusesInfinityTimesADeadInput) {
+  PrunableWeight weight = weight_of("w", at::tensor({1.0F, INFINITY, -INFINITY, 2.0F}).view({2, 2}));
+  weight.input_norm = at::zeros({1, 2});
+  for (const Criterion criterion : {Criterion::kActivation, Criterion::kWanda})
+    EXPECT_THROW(choose_zeros({weight}, {0.5, {}}, {criterion, {}, 0}), Error);
+}
+
+TEST(InputNorm, SumsOverBatchesPlacesAndUses) {
+  const Layer linear{"fc", LayerKind::kLinear, at::zeros({3, 2}), {}, {}, {}};
+  InputNorm norm(linear);
+  EXPECT_FALSE(norm.norm().defined());
+  norm.add(at::tensor({3.0F, 0.0F}));                              // one sample without a batch
+  norm.add(at::tensor({4.0F, 1.0F, 0.0F, 1.0F}).view({1, 2, 2}));  // a batch of sequences
+  EXPECT_TRUE(at::allclose(norm.norm(), at::tensor({5.0F, std::sqrt(2.0F)}).view({1, 2})));
+  EXPECT_THROW(norm.add(at::zeros({2, 3})), Error);
+  EXPECT_THROW(norm.add(at::full({2, 2}, NAN)), Error);
+
+  const Layer grouped{"conv", LayerKind::kConv2d, at::zeros({4, 1, 1, 2}), {}, {}, {}};
+  InputNorm channels(grouped);
+  channels.add(at::tensor({1.0F, 2.0F, 2.0F, 0.0F, 3.0F, 4.0F}).view({1, 2, 1, 3}));
+  EXPECT_TRUE(at::allclose(channels.norm(), at::tensor({3.0F, 3.0F, 5.0F, 5.0F}).view({2, 2})));
+  EXPECT_THROW(channels.add(at::zeros({1, 4, 1, 3})), Error);  // other groups than before
 }
 
 TEST(ChooseZeros, RefusesWhatItCannotDo) {

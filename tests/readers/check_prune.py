@@ -176,6 +176,37 @@ def check_inputs(binary, folder):
             assert (mask != expected).float().mean() < 0.01, (form, name, (mask != expected).float().mean())
 
 
+class Odd(nn.Module):
+    """A transposed convolution, a weight whose elements share memory, and one that lies over another's."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 6, 3)
+        self.row = nn.Linear(8, 8)
+        self.row.weight = nn.Parameter(torch.randn(1, 8).expand(8, 8))
+        base = torch.randn(8, 16)
+        self.left = nn.Linear(8, 8)
+        self.left.weight = nn.Parameter(base[:, :8])
+        self.low = nn.Linear(16, 4)
+        self.low.weight = nn.Parameter(base[4:])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.left(self.row(self.up(x).mean(1)))
+        return self.head(self.low(torch.cat([y, y], -1)))
+
+
+def check_odd_weights(binary, folder):
+    model = Odd().eval()
+    torch.jit.trace(model, torch.randn(2, 4, 6, 6)).save(str(folder / "odd.pt"))
+    report = run(binary, "prune", folder / "odd.pt", "-o", folder / "o.pt", "--types", "all", "--sparsity", 0.5)
+    reasons = {layer["name"]: layer["reason"] for layer in report["layers"]}
+    assert "up" not in reasons, reasons
+    assert reasons["row"] == "its elements share their memory", reasons
+    assert reasons["left"] is None and reasons["low"] == "lies over the weight of 'left', which is pruned", reasons
+    assert reasons["head"] is None, reasons
+
+
 def check_channels_and_groups(binary, folder, source):
     for pattern in ("2:4", "4:8", "1:4"):
         kept, group = map(int, pattern.split(":"))
@@ -202,6 +233,7 @@ def main():
         check_state_dicts(binary, folder, source)
         check_bitmask_layout(binary, folder)
         check_inputs(binary, folder)
+        check_odd_weights(binary, folder)
         check_channels_and_groups(binary, folder, source)
     print("masks, stores and inputs are PyTorch's")
 

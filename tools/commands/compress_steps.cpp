@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "log.h"
+#include "mcompress/formats/bitmask.h"
+#include "models.h"
 
 namespace mcompress::cli {
 
@@ -30,6 +32,11 @@ void check_compress_options(const CompressOptions& options, const std::string& c
   check_gate_options(options.gates, options.eval);
 }
 
+void check_not_stored(const std::map<std::string, std::string>& metadata, const CompressOptions& options) {
+  if (is_bitmask(metadata))
+    throw bad_data("'{}' is stored as a bitmask; run 'mcompress expand' on it first", options.model);
+}
+
 Error no_program(const CompressOptions& options) {
   return error(Exit::kUsage,
                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
@@ -50,6 +57,22 @@ void evaluate_input(const CompressOptions& options, Report& report) {
   if (options.gates.max_accuracy_drop && options.eval.data_path.empty() && !report.before->quality()) {
     throw error(Exit::kUsage, "--max-accuracy-drop needs 'top1' or 'accuracy' from --eval-command");
   }
+}
+
+std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& report) {
+  if (options.eval.data_path.empty()) return std::nullopt;
+  return timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
+}
+
+void evaluate_programs(const torch::jit::Module& original, const torch::jit::Module& written,
+                       const Dataset& data, const CompressOptions& options, Report& report) {
+  const auto metrics = timed(report, "evaluate", [&] {
+    return measure_programs({original, written}, data, options.eval.batch_size);
+  });
+  const auto custom = report.before ? report.before->custom : std::map<std::string, double>();
+  report.before = metrics[0];
+  report.before->custom = custom;
+  report.after = metrics[1];
 }
 
 LayerRecord record_of(const Decision& decision, const std::string& action, uint64_t compressed_bytes) {
@@ -77,7 +100,7 @@ void print_plan(const Report& report) {
     fmt::print("{:<48} {:<10} {:>12} -> {:>12} bytes  {}\n", printable(layer.name), layer.decision,
                layer.bytes_before, layer.bytes_after, printable(layer.reason));
   }
-  fmt::print("predicted output: {} bytes\n", *report.predicted_bytes);
+  if (report.predicted_bytes) fmt::print("predicted output: {} bytes\n", *report.predicted_bytes);
 }
 
 }  // namespace

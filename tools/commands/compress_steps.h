@@ -1,8 +1,12 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include <torch/script.h>
 
 #include "command.h"
 #include "mcompress/base/error.h"
@@ -22,6 +26,9 @@ void add_compress_options(CLI::App& app, CompressOptions& options, const std::st
 // What is wrong with them before any file is read.
 void check_compress_options(const CompressOptions& options, const std::string& command);
 
+// Refuses (65) weights that are stored as a bitmask.
+void check_not_stored(const std::map<std::string, std::string>& metadata, const CompressOptions& options);
+
 // --eval-data for weights that nothing can run.
 Error no_program(const CompressOptions& options);
 
@@ -34,6 +41,12 @@ void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
 
 // The user's own measure of the input comes before the long work, so that one that fails, fails early.
 void evaluate_input(const CompressOptions& options, Report& report);
+
+// The data of --eval-data, if it is given.
+std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& report);
+// Measures the program as it came and as it was written on that data.
+void evaluate_programs(const torch::jit::Module& original, const torch::jit::Module& written,
+                       const Dataset& data, const CompressOptions& options, Report& report);
 
 // One line of the report's layers; `action` is what is done with those that are chosen.
 LayerRecord record_of(const Decision& decision, const std::string& action, uint64_t compressed_bytes);

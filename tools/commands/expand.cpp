@@ -34,6 +34,24 @@ bool expand_file(const std::string& stored, const RunOptions& run, OutputFile& f
   return true;
 }
 
+// Messages about the file inside the frame name the frame.
+void expand_packed(const MappedFile& input, const Options& options, const RunOptions& run, OutputFile& file) {
+  const std::string what = fmt::format("'{}'", options.model);
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs,
+               unpacked_zstd_bytes(input.bytes(), what));
+  OutputFile unpacked(options.output + ".unpacked", true);
+  unpack_zstd(
+      input.bytes(), [&](Bytes bytes) { unpacked.write(bytes); }, what);
+  try {
+    if (!expand_file(unpacked.temporary(), run, file)) file.write(MappedFile(unpacked.temporary()).bytes());
+  } catch (const Error& failure) {
+    std::string text = failure.what();
+    const size_t at = text.find(unpacked.temporary());
+    if (at != std::string::npos) text.replace(at, unpacked.temporary().size(), options.model);
+    throw Error(failure.code(), text);
+  }
+}
+
 void expand(const Options& options, const RunOptions& run, Report& report) {
   if (options.output == "-")
     throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
@@ -43,17 +61,10 @@ void expand(const Options& options, const RunOptions& run, Report& report) {
   const bool packed = looks_like_zstd(input.bytes());
   OutputFile file(options.output, run.force);
   timed(report, "expand", [&] {
-    if (!packed) {
-      if (expand_file(options.model, run, file)) return;
-      throw bad_data("'{}' is not stored as a bitmask, so nothing is to expand", options.model);
-    }
-    const std::string what = fmt::format("'{}'", options.model);
-    check_output(options.output, OutputKind::kFile, run.force, run.inputs,
-                 unpacked_zstd_bytes(input.bytes(), what));
-    OutputFile unpacked(options.output + ".unpacked", true);
-    unpack_zstd(
-        input.bytes(), [&](Bytes bytes) { unpacked.write(bytes); }, what);
-    if (!expand_file(unpacked.temporary(), run, file)) file.write(MappedFile(unpacked.temporary()).bytes());
+    if (packed) return expand_packed(input, options, run, file);
+    if (expand_file(options.model, run, file)) return;
+    report.warnings.push_back(fmt::format("'{}' is dense already, so it is copied", options.model));
+    file.write(input.bytes());
   });
   const ModelFormat written = detect_model(file.temporary());
   const WeightCount count =

@@ -65,6 +65,10 @@ std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, co
 // says, and fills in the report's storage. Returns the form that was written.
 std::string write_stored(const PruneCommand& options, const OutputFile& dense, const OutputFile& sparse,
                          OutputFile& file, Report& report);
+// That a model has no bitmask form is an error (65), but for --store auto, which then means dense.
+void check_auto(const PruneCommand& options, const std::string& obstacle, Report& report);
+// Most bytes that lie on the disk while the output is written: with a store also its dense and bitmask forms.
+uint64_t bytes_to_write(const PruneCommand& options, uint64_t dense_bytes);
 // The report's storage of a model that stays dense, where a report is wanted.
 void describe_dense(const std::string& path, const RunOptions& run, Report& report);
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -28,11 +29,14 @@ CheckpointPlan plan_checkpoint(const CheckpointFiles& checkpoint, const PruneCom
     LayerKind kind{};
     if (!guess_kind(array, kind)) continue;
     const void* place = array.bytes.empty() ? static_cast<const void*>(&array) : array.bytes.data();
+    std::string obstacle = obstacle_of(array, names);
+    if (std::find(array.strides.begin(), array.strides.end(), 0) != array.strides.end())
+      obstacle = "its elements share their memory";
     plan.decisions.push_back({array.name,
                               kind,
-                              obstacle_of(array, names),
+                              obstacle,
                               {place, array.shape, array.strides},
-                              array.bytes.size()});
+                              count_elements(array.shape).value() * size_of(array.dtype)});
     plan.arrays.push_back(i);
   }
   decide_all(plan.decisions, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
@@ -91,30 +95,41 @@ WeightCount count_written(const std::string& path, ModelFormat format, Report& r
   return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, format)); });
 }
 
+void write_folder(const PruneCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
+                  const std::map<size_t, EditRows>& edits, Report& report) {
+  OutputFolder output(options.output, run.force);
+  timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
+  const WeightCount count = count_written(output.temporary(), checkpoint.format, report);
+  output.commit();
+  report.output = describe_artifact(options.output, name_of(checkpoint.format), count);
+}
+
+void write_dense(const PruneCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
+                 const std::map<size_t, EditRows>& edits, Report& report) {
+  OutputFile file(options.output, run.force);
+  timed(report, "write", [&] { write_edited(checkpoint, 0, edits, file); });
+  describe_dense(file.temporary(), run, report);
+  const WeightCount count = count_written(file.temporary(), checkpoint.format, report);
+  file.commit();
+  report.output = describe_artifact(options.output, name_of(checkpoint.format), count);
+}
+
 void write_output(const PruneCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
                   const std::map<size_t, EditRows>& edits, Report& report) {
   const ModelFormat format = checkpoint.format;
-  if (format == ModelFormat::kHuggingFace) {
-    OutputFolder output(options.output, run.force);
-    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
-    const WeightCount count = count_written(output.temporary(), format, report);
-    output.commit();
-    report.output = describe_artifact(options.output, name_of(format), count);
-    return;
-  }
-  OutputFile file(options.output, run.force);
-  if (options.store == "dense") {
-    timed(report, "write", [&] { write_edited(checkpoint, 0, edits, file); });
-    describe_dense(file.temporary(), run, report);
-    const WeightCount count = count_written(file.temporary(), format, report);
-    file.commit();
-    report.output = describe_artifact(options.output, name_of(format), count);
-    return;
+  if (format == ModelFormat::kHuggingFace) return write_folder(options, run, checkpoint, edits, report);
+  if (options.store == "dense") return write_dense(options, run, checkpoint, edits, report);
+  const std::string obstacle = bitmask_obstacle(checkpoint);
+  if (!obstacle.empty()) {
+    check_auto(options, obstacle, report);
+    return write_dense(options, run, checkpoint, edits, report);
   }
   OutputFile dense(options.output + ".dense", true), sparse(options.output + ".bitmask", true);
   timed(report, "write", [&] { write_edited(checkpoint, 0, edits, dense); });
   const WeightCount count = count_written(dense.temporary(), format, report);
   timed(report, "bitmask", [&] { write_bitmask(read_checkpoint(dense.temporary(), format), sparse); });
+  reopen(report, [&] { return read_checkpoint(sparse.temporary(), ModelFormat::kSafetensors); });
+  OutputFile file(options.output, run.force);
   const std::string store = write_stored(options, dense, sparse, file, report);
   file.commit();
   report.output = describe_artifact(options.output,
@@ -129,7 +144,7 @@ void write_output(const PruneCommand& options, const RunOptions& run, const Chec
 void prune_checkpoint(const PruneCommand& options, ModelFormat format, const RunOptions& run,
                       Report& report) {
   if (!options.eval.data_path.empty()) throw no_program(options);
-  if (format == ModelFormat::kHuggingFace && options.store != "dense") {
+  if (format == ModelFormat::kHuggingFace && options.store != "dense" && options.store != "auto") {
     throw error(Exit::kUsage,
                 "--store {} is not possible for a Hugging Face folder, whose readers know no bitmask; use "
                 "--store dense, or prune its safetensors file alone",
@@ -149,9 +164,15 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   report.warnings = checkpoint.notes;
+  check_not_stored(checkpoint.metadata, options);
   const CheckpointPlan plan = plan_checkpoint(checkpoint, options);
+  if (options.store != "dense" && format != ModelFormat::kHuggingFace) {
+    const std::string obstacle = bitmask_obstacle(checkpoint);
+    if (!obstacle.empty() && options.store != "auto") check_auto(options, obstacle, report);
+  }
   evaluate_input(options, report);
-  report.predicted_bytes = bytes_on_disk(options.model);
+  const uint64_t dense_bytes = bytes_on_disk(options.model);
+  if (options.store == "dense") report.predicted_bytes = dense_bytes;
   std::map<WeightIdentity, int64_t> zeros;
   const auto edits = timed(report, "choose", [&] {
     return make_edits(checkpoint, plan, options, static_cast<uint64_t>(run.seed), zeros);
@@ -162,7 +183,7 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
     return finish_dry_run(run, report);
   }
   check_output(options.output, format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile,
-               run.force, run.inputs, *report.predicted_bytes);
+               run.force, run.inputs, bytes_to_write(options, dense_bytes));
   write_output(options, run, checkpoint, edits, report);
   add_records(checkpoint, plan, zeros, report);
   sum_up(options, plan.decisions, report);

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "mcompress/base/interrupt.h"
 #include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/input_norm.h"
@@ -17,6 +18,9 @@ namespace {
 
 std::string weight_obstacle(const at::Tensor& weight) {
   if (weight.numel() == 0) return "its weight is empty";
+  for (int64_t i = 0; i < weight.dim(); ++i) {
+    if (weight.size(i) > 1 && weight.stride(i) == 0) return "its elements share their memory";
+  }
   if (!at::isFloatingType(weight.scalar_type()) || weight.element_size() == 1)
     return fmt::format("its weight is {}, no float type that is pruned", c10::toString(weight.scalar_type()));
   return "";
@@ -37,6 +41,14 @@ std::vector<Decision> plan_program(const std::vector<Layer>& layers, const Prune
   decide_all(plan, options, [&](LayerKind kind) { return obstacle_of(kind, options); });
   keep_overlapping(plan);
   return plan;
+}
+
+std::optional<Dataset> read_calibration(const PruneCommand& options, Report& report) {
+  if (!options.needs_inputs()) return std::nullopt;
+  DataOptions rows = options.eval.data;
+  rows.split = "train";
+  rows.limit = options.nsamples;
+  return timed(report, "read calibration data", [&] { return load_inputs(options.calib_data, rows); });
 }
 
 using Norms = std::map<WeightIdentity, InputNorm>;
@@ -70,6 +82,7 @@ PrunableWeight prunable(const Layer& layer) {
 
 void apply_mask(const at::Tensor& weight, const RowMask& mask) {
   for_row_pieces(0, weight.size(0), weight.numel() / weight.size(0), [&](int64_t begin, int64_t end) {
+    check_interrupt();
     const at::Tensor rows = weight.detach().slice(0, begin, end);
     rows.masked_fill_(mask(begin, end).view(rows.sizes()), 0);
   });
@@ -103,41 +116,56 @@ void add_records(const std::vector<Layer>& layers, const std::vector<Decision>& 
   }
 }
 
+// Writes the program with its weights as bitmasks. Returns why that cannot be done; empty where it is.
+std::string write_sparse(const torch::jit::Module& program, const std::set<std::string>& layers,
+                         const RunOptions& run, const OutputFile& dense, OutputFile& sparse) {
+  if (!make_sparse(program, layers)) return "no layer has a class that can be saved so";
+  write_program(serialize_program(program), sparse);
+  make_dense(program);
+  try {
+    const auto expanded = load_program(sparse.temporary(), run.trust_code);
+    make_dense(expanded);
+    const bool same = is_written_as(serialize_program(expanded), MappedFile(dense.temporary()).bytes());
+    return same ? "" : "expanded, it would differ";
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    return "it would not open again";
+  }
+}
+
+torch::jit::Module write_dense(const PruneCommand& options, const RunOptions& run,
+                               const std::string& serialized, Report& report) {
+  OutputFile file(options.output, run.force);
+  timed(report, "write", [&] { write_program(serialized, file); });
+  describe_dense(file.temporary(), run, report);
+  auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
+  file.commit();
+  report.output =
+      describe_artifact(options.output, name_of(ModelFormat::kTorchScript), count_program(reopened));
+  return reopened;
+}
+
 // Writes the pruned program as --store says, and returns it as it was opened again.
 torch::jit::Module write_output(const PruneCommand& options, const RunOptions& run,
                                 const torch::jit::Module& program, const std::set<std::string>& layers,
                                 const std::string& serialized, Report& report) {
-  OutputFile file(options.output, run.force);
-  if (options.store == "dense") {
-    timed(report, "write", [&] { write_program(serialized, file); });
-    describe_dense(file.temporary(), run, report);
-    auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
-    file.commit();
-    report.output =
-        describe_artifact(options.output, name_of(ModelFormat::kTorchScript), count_program(reopened));
-    return reopened;
-  }
+  if (options.store == "dense") return write_dense(options, run, serialized, report);
   OutputFile dense(options.output + ".dense", true), sparse(options.output + ".bitmask", true);
-  timed(report, "write", [&] {
+  const std::string obstacle = timed(report, "write", [&] {
     write_program(serialized, dense);
-    if (!make_sparse(program, layers))
-      throw bad_data("no layer of '{}' can be stored as a bitmask; use --store dense", options.model);
-    write_program(serialize_program(program), sparse);
+    return write_sparse(program, layers, run, dense, sparse);
   });
+  if (!obstacle.empty()) {
+    check_auto(options, obstacle, report);
+    return write_dense(options, run, serialized, report);
+  }
   auto reopened = reopen(report, [&] { return load_program(sparse.temporary(), run.trust_code); });
-  const WeightCount count = count_program(reopened);
-  timed(report, "expand", [&] {
-    const auto expanded = load_program(sparse.temporary(), run.trust_code);
-    make_dense(expanded);
-    if (!is_written_as(serialize_program(expanded), MappedFile(dense.temporary()).bytes())) {
-      throw bad_data("'{}' cannot be stored as a bitmask: expanded, it would differ; use --store dense",
-                     options.model);
-    }
-  });
+  OutputFile file(options.output, run.force);
   const std::string store = write_stored(options, dense, sparse, file, report);
   file.commit();
-  report.output = describe_artifact(
-      options.output, store == "bitmask+zstd" ? "zstd" : name_of(ModelFormat::kTorchScript), count);
+  report.output =
+      describe_artifact(options.output, store == "bitmask+zstd" ? "zstd" : name_of(ModelFormat::kTorchScript),
+                        count_program(reopened));
   return reopened;
 }
 
@@ -149,21 +177,11 @@ void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, ui
 }
 
 void prune_program(const PruneCommand& options, const RunOptions& run, Report& report) {
-  std::optional<Dataset> data;
-  if (!options.eval.data_path.empty()) {
-    data =
-        timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
-  }
-  std::optional<Dataset> calibration;
-  if (options.needs_inputs()) {
-    DataOptions rows = options.eval.data;
-    rows.split = "train";
-    rows.limit = options.nsamples;
-    calibration =
-        timed(report, "read calibration data", [&] { return load_inputs(options.calib_data, rows); });
-  }
+  const std::optional<Dataset> data = read_eval_data(options, report);
+  const std::optional<Dataset> calibration = read_calibration(options, report);
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
+  make_dense(program);  // where it was stored as a bitmask
   std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(layers, options);
   evaluate_input(options, report);
@@ -190,21 +208,14 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);
   layers.clear();  // LibTorch writes a reference for each tensor that is held elsewhere: other bytes
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(program); });
-  report.predicted_bytes = count_program_bytes(serialized);
+  const uint64_t dense_bytes = count_program_bytes(serialized);
+  if (options.store == "dense") report.predicted_bytes = dense_bytes;
   if (options.dry_run) return finish_dry_run(run, report);
 
-  check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs,
+               bytes_to_write(options, dense_bytes));
   const auto reopened = write_output(options, run, program, names, serialized, report);
-  if (data) {
-    const auto metrics = timed(report, "evaluate", [&] {
-      const auto original = load_program(options.model, run.trust_code);
-      return measure_programs({original, reopened}, *data, options.eval.batch_size);
-    });
-    const auto custom = report.before ? report.before->custom : std::map<std::string, double>();
-    report.before = metrics[0];
-    report.before->custom = custom;
-    report.after = metrics[1];
-  }
+  if (data) evaluate_programs(load_program(options.model, run.trust_code), reopened, *data, options, report);
   conclude(options, report);
 }
 

@@ -79,6 +79,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   report.warnings = checkpoint.notes;
+  check_not_stored(checkpoint.metadata, options);
   const StoragePlan plan = plan_checkpoint(checkpoint, options, report);
   evaluate_input(options, report);
   report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)

@@ -80,13 +80,10 @@ std::vector<Decision> plan_program(const torch::jit::Module& program, const std:
 }  // namespace
 
 void quantize_program(const QuantizeCommand& options, const RunOptions& run, Report& report) {
-  std::optional<Dataset> data;
-  if (!options.eval.data_path.empty()) {
-    data =
-        timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
-  }
+  const std::optional<Dataset> data = read_eval_data(options, report);
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
+  make_dense(program);  // where it was stored as a bitmask
   const std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(program, layers, options, report);
   evaluate_input(options, report);
@@ -112,15 +109,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
   file.commit();
   report.output = describe_artifact(options.output, name_of(ModelFormat::kTorchScript),
                                     count_after(count, layers, compressed.weights));
-  if (data) {
-    const auto metrics = timed(report, "evaluate", [&] {
-      return measure_programs({program, reopened}, *data, options.eval.batch_size);
-    });
-    const auto custom = report.before ? report.before->custom : std::map<std::string, double>();
-    report.before = metrics[0];
-    report.before->custom = custom;
-    report.after = metrics[1];
-  }
+  if (data) evaluate_programs(program, reopened, *data, options, report);
   conclude(options, report);
 }
 

@@ -30,9 +30,9 @@ class OutputFile {
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
-  void write(Bytes bytes);                      // appends; throws Error(74) where the disk is full
-  void write_at(uint64_t offset, Bytes bytes);  // leaves the append position as it is
-  uint64_t size() const { return size_; }       // bytes appended so far
+  void write(Bytes bytes);  // appends, stopping at a signal; throws Error(74) on a full disk
+  void write_at(uint64_t offset, Bytes bytes);                 // leaves the append position as it is
+  uint64_t size() const { return size_; }                      // bytes appended so far
   const std::string& temporary() const { return temporary_; }  // where it lies before commit()
   void commit();
 

@@ -17,7 +17,11 @@ namespace mcompress {
 // The metadata entry `mcompress.dense` (base64 of zstd) holds all that the dense file had around its arrays,
 // and its SHA-256, so that expand_bitmask() gives that file back byte for byte in its own format.
 
-// Throws Error(65) where more than 32 MiB of the dense file are no arrays, such as an optimizer's.
+// Why a file has no such form: more than 32 MiB of it are no arrays, or a name that is needed is taken. Empty
+// where it has one.
+std::string bitmask_obstacle(const CheckpointFiles& dense);
+
+// Writes that form of a file without obstacle.
 void write_bitmask(const CheckpointFiles& dense, OutputFile& file);
 
 // True for the metadata of a file that write_bitmask() wrote.

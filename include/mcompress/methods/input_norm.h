@@ -13,7 +13,8 @@ class InputNorm {
  public:
   explicit InputNorm(const Layer& layer);
 
-  void add(const at::Tensor& input);  // throws Error(65) where it does not fit the layer, or holds NaN
+  void add(
+      const at::Tensor& input);  // throws Error(65) where it does not fit the layer, or holds NaN or infinity
 
   // float32 [groups, columns], for the columns of the weight as a matrix; groups is 1 but for grouped
   // convolutions. Undefined where nothing was added.

@@ -56,10 +56,11 @@ using RowMask = std::function<at::Tensor(int64_t begin, int64_t end)>;
 // Masks of weights that are compared together: with one weight a layer's own, with several those of global
 // pruning. The `amount` lowest scores become zero, weights that are zero already among them; equal scores
 // fall as in torch.nn.utils.prune (PyTorch 2.13) up to 2^24 weights in all, else the first ones.
-// Two passes over the weights in pieces, by histograms of the scores' bits: time is linear, memory
-// does not grow, and the result is the same for any number of threads. Scores are float32. kGroups needs
-// no amount. Throws Error(65) naming a weight that holds NaN, Error(2) where `group` does not divide
-// the columns.
+// Two passes over the weights in pieces, by histograms of the scores' bits: time is linear, no copy of all
+// scores is made but for such ties, and the result is the same for any number of threads. Scores are float32;
+// random ones do not look at the weights, so that zeros among them do not count first. kGroups needs no
+// amount. Throws Error(65) naming a weight whose scores hold NaN, Error(2) where `group` does not divide the
+// columns.
 std::vector<RowMask> choose_zeros(const std::vector<PrunableWeight>& weights, const Amount& amount,
                                   const PruneOptions& options);
 
