@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "cli/run_mcompress.h"
 
@@ -272,6 +273,29 @@ TEST(Prune, RefusalsOfStoresSweepsAndInputs) {
     EXPECT_FALSE(std::filesystem::exists(folder / "p")) << arguments;
   }
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 5);  // no stubs
+}
+
+TEST(Prune, NanIsNamedAndInfinityStays) {
+  const TemporaryFolder folder;
+  const std::string header = R"({"fc.weight":{"dtype":"F32","shape":[2,4],"data_offsets":[0,32]}})";
+  std::vector<float> values = {1, -2, 3, 4, 5, 6, 7, std::numeric_limits<float>::infinity()};
+  const auto write = [&](const std::string& name) {
+    const uint64_t size = header.size();
+    write_file(folder / name, std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + header +
+                                  std::string(reinterpret_cast<const char*>(values.data()), 32));
+  };
+  write("inf");
+  EXPECT_EQ(report_of("prune " + (folder / "inf") + " --count 7 -o " + (folder / "p"))["pruning"]["zeros"],
+            7);
+  values[2] = std::numeric_limits<float>::quiet_NaN();
+  write("nan");
+  for (const char* how :
+       {"--count 2", "--pattern 2:4", "--pattern channels-zero --count 1", "--sparsity 0"}) {
+    const Outcome run = run_mcompress("prune " + (folder / "nan") + " -o " + (folder / "n") + " " + how);
+    EXPECT_EQ(run.exit_code, 65) << how;
+    EXPECT_TRUE(contains(run.err, "weight of layer 'fc.weight' holds")) << run.err;
+    EXPECT_FALSE(std::filesystem::exists(folder / "n"));
+  }
 }
 
 TEST(Prune, KilledAtAnyTimeLeavesTheTargetAbsentOrComplete) {
