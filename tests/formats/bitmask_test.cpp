@@ -68,10 +68,11 @@ class Bitmask : public ::testing::Test {
  protected:
   Bitmask() {
     Parts parts;
-    std::vector<float> weight(32 * 61);  // every fourth is not zero; rows end inside a byte of the mask
+    std::vector<float> weight(size_t{32} *
+                              61);  // every fourth is not zero; rows end inside a byte of the mask
     for (size_t i = 0; i < weight.size(); i += 4) weight[i] = static_cast<float>(i) - 500.25F;
     weight[1] = -0.0F;
-    std::vector<uint16_t> half(16 * 256);
+    std::vector<uint16_t> half(size_t{16} * 256);
     for (size_t i = 0; i < half.size(); i += 7) half[i] = static_cast<uint16_t>(i + 1);
     parts.arrays["a.weight"] = {DType::kF32, {32, 61}, raw(weight)};
     parts.arrays["conv.weight"] = {DType::kF16, {16, 64, 2, 2}, raw(half)};
@@ -198,7 +199,7 @@ TEST_F(Bitmask, NeverGivesOtherBytesForADamagedFile) {
 }
 
 TEST_F(Bitmask, NamesWhatDoesNotFit) {
-  const auto set_shape = [](std::vector<int64_t> shape) {
+  const auto set_shape = [](const std::vector<int64_t>& shape) {
     return [shape](Parts& p) {
       p.arrays["a.weight.shape"] = {DType::kI64, {static_cast<int64_t>(shape.size())}, raw(shape)};
     };
@@ -251,7 +252,7 @@ TEST_F(Bitmask, NamesWhatDoesNotFit) {
   }
   expect_changed_refused(
       [](Parts& p) {
-        p.arrays["a.weight.row_offsets"] = {DType::kI64, {31}, std::string(31 * 8, '\0')};
+        p.arrays["a.weight.row_offsets"] = {DType::kI64, {31}, std::string(size_t{31} * 8, '\0')};
       },
       "31 row offsets for 32 rows");
   const auto resize_values = [](int64_t by) {
@@ -291,7 +292,9 @@ TEST_F(Bitmask, RefusesADamagedDescription) {
   expect_changed_refused(set(base64(packed("no zero"))), "is cut");
   expect_changed_refused(set(base64(packed(std::string("{") + '\0'))), kDenseKey);
   expect_changed_refused(set(base64(packed(std::string("[]") + '\0'))), "version that is not known");
-  expect_changed_refused(set(base64(packed(std::string(110'000'000, ' ')))), "at most");
+  std::string long_text;
+  long_text.resize(110'000'000, ' ');
+  expect_changed_refused(set(base64(packed(long_text))), "at most");
   using Json = nlohmann::json;
   for (const Json& version : {Json(2), Json("1"), Json(nullptr), Json(-1)})
     expect_description_refused([&](Json& object, std::string&) { object["version"] = version; }, "version");
