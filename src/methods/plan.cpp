@@ -1,7 +1,9 @@
 #include "mcompress/methods/plan.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
+#include <numeric>
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/pattern.h"
@@ -61,6 +63,22 @@ std::string summarize_reasons(const std::vector<Decision>& plan) {
                       : text;
 }
 
+// The bytes from the first element of a weight to the end of its last.
+struct Extent {
+  const std::byte *begin, *end;
+
+  explicit Extent(const Decision& decision)
+      : begin(static_cast<const std::byte*>(decision.identity.data)), end(begin) {
+    const std::vector<int64_t>&sizes = decision.identity.sizes, &strides = decision.identity.strides;
+    const auto elements = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+    if (elements == 0) return;
+    int64_t last = strides.empty() ? elements - 1 : 0;
+    for (size_t i = 0; i < strides.size(); ++i) last += (sizes[i] - 1) * strides[i];
+    end += (last + 1) * (static_cast<int64_t>(decision.bytes_before) / elements);
+  }
+  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
+};
+
 }  // namespace
 
 void decide(std::vector<Decision>& plan, const Selection& selection,
@@ -76,6 +94,21 @@ void decide(std::vector<Decision>& plan, const Selection& selection,
   keep_shared_weights_together(plan);
   const bool any = std::any_of(plan.begin(), plan.end(), [](const Decision& d) { return d.reason.empty(); });
   if (!any) throw bad_data("'{}' has nothing to compress: {}", model, summarize_reasons(plan));
+}
+
+void keep_overlapping(std::vector<Decision>& plan) {
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (!plan[i].reason.empty()) continue;
+    for (size_t j = 0; j < plan.size(); ++j) {
+      const bool kept = !plan[j].reason.empty();
+      if ((j > i && !kept) || plan[i].identity == plan[j].identity ||
+          !Extent(plan[i]).overlaps(Extent(plan[j])))
+        continue;
+      plan[i].reason =
+          fmt::format("lies over the weight of '{}', which is {}", plan[j].name, kept ? "kept" : "pruned");
+      break;
+    }
+  }
 }
 
 }  // namespace mcompress

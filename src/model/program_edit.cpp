@@ -4,16 +4,13 @@
 #include <fmt/ranges.h>
 #include <torch/csrc/jit/frontend/resolver.h>
 
-#include "mcompress/base/error.h"
 #include "mcompress/model/program.h"
-#include "weight_use.h"
+#include "rebuild.h"
 
 namespace mcompress {
 
 namespace {
 
-using c10::ClassType;
-using c10::ClassTypePtr;
 using torch::jit::Module;
 
 // oneDNN's and FBGEMM's operators are no part of torch's own name space in TorchScript source.
@@ -186,111 +183,7 @@ class ModuleMaker {
   std::map<std::string, Module> first_of_class_;  // by name and methods
 };
 
-// Every attribute read from a module has the type that the module's type now says.
-void retype_attributes(torch::jit::Block* block) {
-  for (torch::jit::Node* node : block->nodes()) {
-    if (node->kind() == c10::prim::GetAttr) {
-      if (const auto type = node->input(0)->type()->cast<ClassType>()) {
-        node->output()->setType(type->getAttribute(node->s(c10::attr::name)));
-      }
-    }
-    for (torch::jit::Block* inner : node->blocks()) retype_attributes(inner);
-  }
-}
-
-// A method or hook of one class as one of another.
-torch::jit::Function* copy_function(const torch::jit::Function& function, const ClassTypePtr& old_type,
-                                    const ClassTypePtr& type) {
-  const c10::QualifiedName name(*type->name(), function.name());
-  if (auto* known = type->compilation_unit()->find_function(name)) return known;  // a hook set twice
-  auto graph = torch::jit::toGraphFunction(function).graph()->copy();
-  graph->inputs()[0]->setType(type);
-  retype_attributes(graph->block());
-  auto* copied = type->compilation_unit()->create_function(name, graph);
-  copied->setSchema(function.getSchema().cloneWithRemappedTypes(
-      [&](const c10::TypePtr& in) -> c10::TypePtr { return in == old_type ? type : in; }));
-  return copied;
-}
-
-// A module of a new type, with other children.
-Module copy_with(const Module& module, const std::map<std::string, Module>& children) {
-  const ClassTypePtr old_type = module.type();
-  const auto unit = module._ivalue()->compilation_unit();
-  const ClassTypePtr type = ClassType::create(unit->mangle(*old_type->name()), unit, /*is_module=*/true);
-  unit->register_type(type);
-  for (size_t i = 0; i < old_type->numConstants(); ++i) {
-    type->addConstant(old_type->getConstantName(i), old_type->getConstant(i));
-  }
-  const auto object = c10::ivalue::Object::create(c10::StrongTypePtr(unit, type), old_type->numAttributes());
-  for (size_t i = 0; i < old_type->numAttributes(); ++i) {
-    const std::string& name = old_type->getAttributeName(i);
-    const auto child = children.find(name);
-    const c10::TypePtr attribute = child == children.end() ? old_type->getAttribute(i) : child->second.type();
-    type->addAttribute(name, attribute, old_type->is_parameter(i), old_type->is_buffer(i));
-    object->setSlot(
-        i, child == children.end() ? module._ivalue()->getSlot(i) : c10::IValue(child->second._ivalue()));
-  }
-  for (const auto* method : old_type->methods()) type->addMethod(copy_function(*method, old_type, type));
-  for (const auto* hook : old_type->getForwardPreHooks())
-    type->addForwardPreHook(copy_function(*hook, old_type, type));
-  for (const auto* hook : old_type->getForwardHooks())
-    type->addForwardHook(copy_function(*hook, old_type, type));
-  return Module(object);
-}
-
-// Copies a program's tree, giving each module that holds a replaced layer a type of its own.
-class Rebuilder {
- public:
-  explicit Rebuilder(const std::map<std::string, Module>& replacements) : replacements_(replacements) {}
-
-  Module rebuild(const Module& module, const std::string& path) {
-    const auto replaced = replacements_.find(path);
-    if (replaced != replacements_.end()) return replaced->second;
-    const auto known = done_.find(module._ivalue().get());
-    if (known != done_.end()) return known->second;
-    std::map<std::string, Module> children;
-    bool changed = false;
-    for (const auto& child : module.named_children()) {
-      const Module built = rebuild(child.value, path.empty() ? child.name : path + "." + child.name);
-      changed = changed || built._ivalue() != child.value._ivalue();
-      children.emplace(child.name, built);
-    }
-    const Module result = changed ? copy_with(module, children) : module;
-    done_.emplace(module._ivalue().get(), result);
-    return result;
-  }
-
- private:
-  const std::map<std::string, Module>& replacements_;
-  std::map<const c10::ivalue::Object*, Module> done_;
-};
-
-// Passes the input of the layer's weight through mcompress::observe.
-void observe_input(torch::jit::Graph& graph, int64_t layer) {
-  const auto use = find_weight_use(graph);
-  if (!use) return;
-  auto* node = const_cast<torch::jit::Node*>(use->node);
-  const torch::jit::WithInsertPoint place(node);
-  const auto observe = c10::Symbol::fromQualString("mcompress::observe");
-  torch::jit::Value* input = node->input(use->application.input);
-  torch::jit::Node* observed = graph.insertNode(graph.create(observe, {graph.insertConstant(layer), input}));
-  observed->output()->setType(c10::TensorType::get());
-  node->replaceInput(use->application.input, observed->output());
-}
-
 }  // namespace
-
-Module observe_layers(const Module& program, const std::vector<Layer>& layers) {
-  std::map<std::string, Module> modules, observed;
-  for (const auto& item : program.named_modules()) modules.emplace(item.name, item.value);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const Module copy = copy_with(modules.at(layers[i].name), {});
-    for (auto* method : copy.type()->methods())
-      observe_input(*torch::jit::toGraphFunction(*method).graph(), static_cast<int64_t>(i));
-    observed.emplace(layers[i].name, copy);
-  }
-  return Rebuilder(observed).rebuild(program, "");
-}
 
 Module replace_layers(const Module& program, const std::vector<Layer>& layers,
                       const std::map<std::string, CompressedWeight>& weights, Runtime runtime) {
@@ -302,7 +195,7 @@ Module replace_layers(const Module& program, const std::vector<Layer>& layers,
     const Replacement replacement = replacement_of(layer, weight->second, runtime);
     replacements.emplace(layer.name, maker.make(replacement, layer.methods));
   }
-  return Rebuilder(replacements).rebuild(program, "");
+  return replace_modules(program, replacements);
 }
 
 }  // namespace mcompress

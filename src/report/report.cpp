@@ -9,6 +9,7 @@
 #include "mcompress/base/process.h"
 #include "mcompress/base/text.h"
 #include "mcompress/formats/zstd.h"
+#include "mcompress/report/sweep.h"
 #include "mcompress/report/version.h"
 
 namespace mcompress {
@@ -182,22 +183,6 @@ std::string metrics_cells(const std::optional<Metrics>& metrics) {
   for (const auto& [name, value] : metrics->custom)
     cells += fmt::format("  {} {:.6g}", printable(name), value);
   return cells;
-}
-
-std::string sweep_table(const std::vector<SweepRow>& rows) {
-  if (rows.empty()) return "";
-  const auto percent = [](const std::optional<Share>& share) {
-    return share ? fmt::format("{:.2f} %", 100 * share->value()) : "-";
-  };
-  std::string table = fmt::format("{:>8} {:>8} {:>10} {:>10} {:>14} {:>7}  {}\n", "target", "sparsity",
-                                  "top-1", "same class", "as bitmask", "ratio", "layer");
-  for (const SweepRow& row : rows) {
-    table += fmt::format("{:>8.3f} {:>8.3f} {:>10} {:>10} {:>14} {:>6.2f}x  {}\n", row.target, row.sparsity,
-                         percent(row.top1), percent(row.agreement), row.stored_bytes,
-                         static_cast<double>(row.dense_bytes) / static_cast<double>(row.stored_bytes),
-                         row.layer.empty() ? "all" : printable(row.layer));
-  }
-  return table;
 }
 
 }  // namespace

@@ -5,21 +5,6 @@ namespace {
 
 using nlohmann::json;
 
-struct Case {
-  std::string arguments;
-  int exit_code;
-  std::string words;
-};
-
-void expect_all(const std::vector<Case>& cases) {
-  for (const Case& c : cases) {
-    const Outcome run = run_mcompress(c.arguments);
-    EXPECT_EQ(run.exit_code, c.exit_code) << c.arguments << "\n" << run.err;
-    EXPECT_TRUE(contains(run.err, c.words)) << c.arguments << "\n" << run.err;
-    EXPECT_EQ(run.out, "") << c.arguments;
-  }
-}
-
 TEST(Messages, OfTheCommandLineNameTheRemedy) {
   const TemporaryFolder folder;
   const std::string mlp = shipped("fashion_mlp.pt");

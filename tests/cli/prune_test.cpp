@@ -89,7 +89,7 @@ TEST(Prune, RefusalsNameTheRemedyAndWriteNothing) {
   const std::string mlp = "prune " + shipped("fashion_mlp.pt") + " -o " + (folder / "p");
   const std::string cnn = "prune " + shipped("fashion_cnn.pt") + " --types all -o " + (folder / "p");
   const std::string weights = "prune " + shipped("state_dicts/plain.pt") + " -o " + (folder / "p");
-  const std::vector<std::tuple<std::string, int, std::string>> cases = {
+  const std::vector<Case> cases = {
       {"prune " + shipped("fashion_mlp.pt"), 2, "needs -o/--output"},
       {mlp, 2, "prune needs --sparsity, --count, --layer-sparsity or --pattern N:M"},
       {mlp + " --sparsity 1.2", 2, "'1.2' is no fraction from 0 to 1"},
@@ -112,12 +112,8 @@ TEST(Prune, RefusalsNameTheRemedyAndWriteNothing) {
       {mlp + " --sparsity 0.1 --types conv", 65, "--types conv leaves it out"},
       {weights + " --sparsity 0.1 --eval-data x", 2, "holds weights without a program"},
       {mlp + " --sparsity 0.1 --criterion l3", 2, "l3"}};
-  for (const auto& [arguments, code, words] : cases) {
-    const Outcome run = run_mcompress(arguments);
-    EXPECT_EQ(run.exit_code, code) << arguments << "\n" << run.err;
-    EXPECT_TRUE(contains(run.err, words)) << arguments << "\n" << run.err;
-    EXPECT_TRUE(std::filesystem::is_empty(folder.path())) << arguments;
-  }
+  expect_all(cases, folder / "p");
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 TEST(Prune, FullDiskLeavesNoStub) {
@@ -238,7 +234,7 @@ TEST(Prune, RefusalsOfStoresSweepsAndInputs) {
   nan.replace(nan.size() - 4, 4, std::string("\x00\x00\xc0\x7f", 4));
   write_file(folder / "nan.npy", nan);
   const std::string out = " -o " + (folder / "p");
-  const std::vector<std::tuple<std::string, int, std::string>> cases = {
+  const std::vector<Case> cases = {
       {mlp + " --store zip", 2, "zip"},
       {mlp + " --criterion wanda", 2, "--criterion wanda needs --calib-data"},
       {mlp + " --calib-data x", 2, "--calib-data goes with --criterion wanda or activation"},
@@ -266,12 +262,7 @@ TEST(Prune, RefusalsOfStoresSweepsAndInputs) {
       {"expand " + (folder / "no") + out, 66, "No such file"},
       {"expand " + (folder / "cut") + " --force -o " + (folder / "cut"), 73, "is the input"},
       {"inspect " + (folder / "zstd"), 65, "mcompress expand"}};
-  for (const auto& [arguments, code, words] : cases) {
-    const Outcome run = run_mcompress(arguments);
-    EXPECT_EQ(run.exit_code, code) << arguments << "\n" << run.err;
-    EXPECT_TRUE(contains(run.err, words)) << arguments << "\n" << run.err;
-    EXPECT_FALSE(std::filesystem::exists(folder / "p")) << arguments;
-  }
+  expect_all(cases, folder / "p");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 5);  // no stubs
 }
 

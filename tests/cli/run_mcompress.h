@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <vector>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -38,6 +40,24 @@ inline Outcome run_mcompress(const std::string& arguments, const std::string& be
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_file(folder / "out"),
           read_file(folder / "err")};
+}
+
+// A refusal: what is run, its exit code, and words of its message.
+struct Case {
+  std::string arguments;
+  int exit_code;
+  std::string words;
+};
+
+// Runs all; nothing is printed on stdout, and no file appears at `absent`.
+inline void expect_all(const std::vector<Case>& cases, const std::string& absent = "") {
+  for (const Case& c : cases) {
+    const Outcome run = run_mcompress(c.arguments);
+    EXPECT_EQ(run.exit_code, c.exit_code) << c.arguments << "\n" << run.err;
+    EXPECT_TRUE(contains(run.err, c.words)) << c.arguments << "\n" << run.err;
+    EXPECT_EQ(run.out, "") << c.arguments;
+    EXPECT_TRUE(absent.empty() || !std::filesystem::exists(absent)) << c.arguments;
+  }
 }
 
 // Runs with --report -, expects `exit_code`, and returns the report after checking it against the schema.

@@ -24,11 +24,15 @@ void add_compress_options(CLI::App& app, CompressOptions& options, const std::st
   add_eval_options(app, options.eval);
 }
 
+void check_not_stdout(const std::string& output) {
+  if (output == "-")
+    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
+}
+
 void check_compress_options(const CompressOptions& options, const std::string& command) {
   if (options.output.empty() && !options.dry_run)
     throw error(Exit::kUsage, "{} needs -o/--output, or --dry-run", command);
-  if (options.output == "-")
-    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
+  check_not_stdout(options.output);
   check_gate_options(options.gates, options.eval);
 }
 

@@ -23,6 +23,8 @@ struct CompressOptions {
   GateOptions gates;
 };
 void add_compress_options(CLI::App& app, CompressOptions& options, const std::string& output_help);
+// Refuses (2) -o -.
+void check_not_stdout(const std::string& output);
 // What is wrong with them before any file is read.
 void check_compress_options(const CompressOptions& options, const std::string& command);
 

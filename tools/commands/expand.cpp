@@ -1,7 +1,7 @@
 #include <memory>
 #include <optional>
 
-#include "command.h"
+#include "compress_steps.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/output.h"
 #include "mcompress/formats/bitmask.h"
@@ -53,8 +53,7 @@ void expand_packed(const MappedFile& input, const Options& options, const RunOpt
 }
 
 void expand(const Options& options, const RunOptions& run, Report& report) {
-  if (options.output == "-")
-    throw error(Exit::kUsage, "-o - is not possible: an output is a file or folder; name one");
+  check_not_stdout(options.output);
   check_output(options.output, OutputKind::kFile, run.force, run.inputs);
   BackgroundHash hash(options.model);
   const MappedFile input(options.model);

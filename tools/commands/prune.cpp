@@ -1,14 +1,11 @@
 #include "prune.h"
 
-#include <cmath>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <set>
 
 #include "mcompress/base/output.h"
 #include "mcompress/base/pattern.h"
-#include "mcompress/formats/zstd.h"
 
 namespace mcompress::cli {
 
@@ -118,59 +115,6 @@ std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
   return fmt::format("--types {} leaves it out", types);
 }
 
-std::vector<double> read_sweep(const std::string& text) {
-  std::vector<double> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(':', begin), text.size());
-    parts.push_back(fraction_of(text.substr(begin, end - begin)));
-    begin = end + 1;
-  }
-  constexpr double kMaxSteps = 1000, kSlack = 1e-9, kDigits = 1e12;  // 0.1 + 2 * 0.1 is 0.3
-  const double steps =
-      parts.size() != 3 || parts[2] <= 0 ? -1 : std::floor((parts[1] - parts[0]) / parts[2] + kSlack);
-  if (!(steps >= 0 && steps <= kMaxSteps))
-    throw error(Exit::kUsage, "--sweep '{}' is not FROM:TO:STEP, such as 0.1:0.9:0.1", text);
-  std::vector<double> sparsities;
-  for (int i = 0; i <= static_cast<int>(steps); ++i)
-    sparsities.push_back(std::min(1.0, std::round((parts[0] + i * parts[2]) * kDigits) / kDigits));
-  return sparsities;
-}
-
-namespace {
-
-// The bytes from the first element of a weight to the end of its last.
-struct Extent {
-  const std::byte *begin, *end;
-
-  explicit Extent(const Decision& decision)
-      : begin(static_cast<const std::byte*>(decision.identity.data)), end(begin) {
-    const std::vector<int64_t>&sizes = decision.identity.sizes, &strides = decision.identity.strides;
-    const auto elements = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
-    if (elements == 0) return;
-    int64_t last = strides.empty() ? elements - 1 : 0;
-    for (size_t i = 0; i < strides.size(); ++i) last += (sizes[i] - 1) * strides[i];
-    end += (last + 1) * (static_cast<int64_t>(decision.bytes_before) / elements);
-  }
-  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
-};
-
-}  // namespace
-
-void keep_overlapping(std::vector<Decision>& plan) {
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (!plan[i].reason.empty()) continue;
-    for (size_t j = 0; j < plan.size(); ++j) {
-      const bool kept = !plan[j].reason.empty();
-      if ((j > i && !kept) || plan[i].identity == plan[j].identity ||
-          !Extent(plan[i]).overlaps(Extent(plan[j])))
-        continue;
-      plan[i].reason =
-          fmt::format("lies over the weight of '{}', which is {}", plan[j].name, kept ? "kept" : "pruned");
-      break;
-    }
-  }
-}
-
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,
                                   uint64_t seed) {
   const PruneOptions method = method_options(options, seed);
@@ -203,52 +147,6 @@ std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, co
   const auto pooled = choose_zeros(together, {options.sparsity.value_or(0), options.count}, method);
   for (size_t i = 0; i < pooled.size(); ++i) masks[indices[i]] = pooled[i];
   return masks;
-}
-
-void check_auto(const PruneCommand& options, const std::string& obstacle, Report& report) {
-  const std::string text = fmt::format("'{}' cannot be stored as a bitmask: {}", options.model, obstacle);
-  if (options.store != "auto") throw bad_data("{}; use --store dense", text);
-  report.warnings.push_back(text);
-}
-
-uint64_t bytes_to_write(const PruneCommand& options, uint64_t dense_bytes) {
-  return options.store == "dense" ? dense_bytes : 3 * dense_bytes;
-}
-
-void describe_dense(const std::string& path, const RunOptions& run, Report& report) {
-  if (run.report.empty()) return;
-  const MappedFile file(path);
-  const uint64_t packed = timed(report, "pack", [&] { return packed_zstd_bytes(file.bytes()); });
-  report.storage = Storage{"dense", file.bytes().size(), file.bytes().size(), packed, packed};
-}
-
-std::string write_stored(const PruneCommand& options, const OutputFile& dense, const OutputFile& sparse,
-                         OutputFile& file, Report& report) {
-  const MappedFile dense_map(dense.temporary()), sparse_map(sparse.temporary());
-  const Bytes dense_bytes = dense_map.bytes(), sparse_bytes = sparse_map.bytes();
-  return timed(report, "pack", [&] {
-    const uint64_t dense_zstd = packed_zstd_bytes(dense_bytes);
-    dense_map.drop(dense_bytes);
-    std::string store = options.store;
-    if (store == "bitmask+zstd") {
-      pack_zstd(sparse_bytes, [&file](Bytes bytes) { file.write(bytes); });
-      report.storage = Storage{store, dense_bytes.size(), file.size(), dense_zstd, file.size()};
-      return store;
-    }
-    const uint64_t sparse_zstd = packed_zstd_bytes(sparse_bytes);
-    if (store == "auto") {
-      const uint64_t least = std::min({dense_bytes.size(), sparse_bytes.size(), sparse_zstd});
-      store = least == sparse_zstd ? "bitmask+zstd" : least == sparse_bytes.size() ? "bitmask" : "dense";
-    }
-    if (store == "bitmask+zstd") {
-      pack_zstd(sparse_bytes, [&file](Bytes bytes) { file.write(bytes); });
-    } else {
-      file.write(store == "bitmask" ? sparse_bytes : dense_bytes);
-    }
-    report.storage = Storage{store, dense_bytes.size(), file.size(), dense_zstd,
-                             store == "dense" ? dense_zstd : sparse_zstd};
-    return store;
-  });
 }
 
 void sum_up(const PruneCommand& options, const std::vector<Decision>& plan, Report& report) {

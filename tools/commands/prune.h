@@ -40,6 +40,9 @@ struct ProgramWeights {
 // Prunes them where they lie.
 void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, uint64_t seed);
 
+// The sparsities of --sweep FROM:TO:STEP. Throws Error(2).
+std::vector<double> read_sweep(const std::string& text);
+
 // Fills in the report's sweep: each sparsity of --sweep is tried on the program, whose weights are put back.
 // `layers` names all its layers; `data` may be null.
 void sweep_program(const torch::jit::Module& program, const std::set<std::string>& layers,
@@ -50,12 +53,6 @@ void sweep_program(const torch::jit::Module& program, const std::set<std::string
 
 // Why a kind of layer is left alone; empty where it is pruned.
 std::string obstacle_of(LayerKind kind, const PruneCommand& options);
-
-// A weight that lies over another one in memory, but in another shape, cannot be pruned apart from it.
-void keep_overlapping(std::vector<Decision>& plan);
-
-// The sparsities of --sweep FROM:TO:STEP. Throws Error(2).
-std::vector<double> read_sweep(const std::string& text);
 
 // One mask for each weight.
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,

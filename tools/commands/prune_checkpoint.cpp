@@ -115,15 +115,10 @@ void write_dense(const PruneCommand& options, const RunOptions& run, const Check
 }
 
 void write_output(const PruneCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
-                  const std::map<size_t, EditRows>& edits, Report& report) {
+                  const std::map<size_t, EditRows>& edits, bool sparse_form, Report& report) {
   const ModelFormat format = checkpoint.format;
   if (format == ModelFormat::kHuggingFace) return write_folder(options, run, checkpoint, edits, report);
-  if (options.store == "dense") return write_dense(options, run, checkpoint, edits, report);
-  const std::string obstacle = bitmask_obstacle(checkpoint);
-  if (!obstacle.empty()) {
-    check_auto(options, obstacle, report);
-    return write_dense(options, run, checkpoint, edits, report);
-  }
+  if (!sparse_form) return write_dense(options, run, checkpoint, edits, report);
   OutputFile dense(options.output + ".dense", true), sparse(options.output + ".bitmask", true);
   timed(report, "write", [&] { write_edited(checkpoint, 0, edits, dense); });
   const WeightCount count = count_written(dense.temporary(), format, report);
@@ -166,9 +161,11 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
   report.warnings = checkpoint.notes;
   check_not_stored(checkpoint.metadata, options);
   const CheckpointPlan plan = plan_checkpoint(checkpoint, options);
-  if (options.store != "dense" && format != ModelFormat::kHuggingFace) {
+  bool sparse_form = options.store != "dense" && format != ModelFormat::kHuggingFace;
+  if (sparse_form) {
     const std::string obstacle = bitmask_obstacle(checkpoint);
-    if (!obstacle.empty() && options.store != "auto") check_auto(options, obstacle, report);
+    sparse_form = obstacle.empty();
+    if (!sparse_form) check_auto(options, obstacle, report);
   }
   evaluate_input(options, report);
   const uint64_t dense_bytes = bytes_on_disk(options.model);
@@ -184,7 +181,7 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
   }
   check_output(options.output, format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile,
                run.force, run.inputs, bytes_to_write(options, dense_bytes));
-  write_output(options, run, checkpoint, edits, report);
+  write_output(options, run, checkpoint, edits, sparse_form, report);
   add_records(checkpoint, plan, zeros, report);
   sum_up(options, plan.decisions, report);
   conclude(options, report);

@@ -1,12 +1,14 @@
+#include <cmath>
 #include <filesystem>
 #include <numeric>
 
 #include <ATen/ATen.h>
 
+#include "mcompress/base/error.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/model/pieces.h"
 #include "mcompress/model/program.h"
-#include "mcompress/report/sweep_page.h"
+#include "mcompress/report/sweep.h"
 #include "prune.h"
 
 namespace mcompress::cli {
@@ -97,6 +99,24 @@ void write_page(const PruneCommand& options, const RunOptions& run, const Report
 }
 
 }  // namespace
+
+std::vector<double> read_sweep(const std::string& text) {
+  std::vector<double> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(':', begin), text.size());
+    parts.push_back(fraction_of(text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  constexpr double kMaxSteps = 1000, kSlack = 1e-9, kDigits = 1e12;  // 0.1 + 2 * 0.1 is 0.3
+  const double steps =
+      parts.size() != 3 || parts[2] <= 0 ? -1 : std::floor((parts[1] - parts[0]) / parts[2] + kSlack);
+  if (!(steps >= 0 && steps <= kMaxSteps))
+    throw error(Exit::kUsage, "--sweep '{}' is not FROM:TO:STEP, such as 0.1:0.9:0.1", text);
+  std::vector<double> sparsities;
+  for (int i = 0; i <= static_cast<int>(steps); ++i)
+    sparsities.push_back(std::min(1.0, std::round((parts[0] + i * parts[2]) * kDigits) / kDigits));
+  return sparsities;
+}
 
 void sweep_program(const torch::jit::Module& program, const std::set<std::string>& layers,
                    const ProgramWeights& chosen, const Dataset* data, const PruneCommand& options,

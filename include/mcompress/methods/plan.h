@@ -29,4 +29,8 @@ struct Selection {
 void decide(std::vector<Decision>& plan, const Selection& selection,
             const std::function<std::string(LayerKind)>& obstacle_of, const std::string& model);
 
+// Keeps chosen weights that lie over another one in memory in another shape: they cannot be changed apart
+// from it. Of two chosen ones the first stays chosen.
+void keep_overlapping(std::vector<Decision>& plan);
+
 }  // namespace mcompress

@@ -41,9 +41,6 @@ using InputSink = std::function<void(size_t layer, const at::Tensor& input)>;
 std::function<void(const at::Tensor&)> capture_inputs(const torch::jit::Module& program,
                                                       const std::vector<Layer>& layers, InputSink sink);
 
-// A copy of `program`, sharing its tensors, in which each layer's input passes through mcompress::observe.
-torch::jit::Module observe_layers(const torch::jit::Module& program, const std::vector<Layer>& layers);
-
 // Makes the classes of these layers save their weight as a mask and the values that are not +0, where that
 // is smaller, and expand it when they are loaded: in memory nothing changes. Weights that share their
 // storage, and with them all layers of their class, are left alone. False where no class is left.

@@ -1,13 +1,19 @@
-#include "mcompress/report/sweep_page.h"
+#include "mcompress/report/sweep.h"
 
 #include <algorithm>
 #include <map>
 
 #include <fmt/format.h>
 
+#include "mcompress/base/text.h"
+
 namespace mcompress {
 
 namespace {
+
+std::string percent(const std::optional<Share>& share) {
+  return share ? fmt::format("{:.2f} %", 100 * share->value()) : "-";
+}
 
 constexpr double kWidth = 720, kHeight = 400, kLeft = 60, kBottom = 40;  // of the drawing, and its margins
 
@@ -64,9 +70,6 @@ std::string curve(const std::string& layer, const std::vector<SweepRow>& rows) {
 }
 
 std::string table_row(const SweepRow& row) {
-  const auto percent = [](const std::optional<Share>& share) {
-    return share ? fmt::format("{:.2f} %", 100 * share->value()) : std::string("-");
-  };
   return fmt::format("<tr><td>{}</td><td>{:.3g}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
                      row.layer.empty() ? "all" : escaped(row.layer), row.target, percent(row.top1),
                      percent(row.agreement), row.stored_bytes, row.dense_bytes);
@@ -79,6 +82,19 @@ constexpr const char* kStyle =
     "td,th{padding:2px 12px;text-align:right}td:first-child{text-align:left}";
 
 }  // namespace
+
+std::string sweep_table(const std::vector<SweepRow>& rows) {
+  if (rows.empty()) return "";
+  std::string table = fmt::format("{:>8} {:>8} {:>10} {:>10} {:>14} {:>7}  {}\n", "target", "sparsity",
+                                  "top-1", "same class", "as bitmask", "ratio", "layer");
+  for (const SweepRow& row : rows) {
+    table += fmt::format("{:>8.3f} {:>8.3f} {:>10} {:>10} {:>14} {:>6.2f}x  {}\n", row.target, row.sparsity,
+                         percent(row.top1), percent(row.agreement), row.stored_bytes,
+                         static_cast<double>(row.dense_bytes) / static_cast<double>(row.stored_bytes),
+                         row.layer.empty() ? "all" : printable(row.layer));
+  }
+  return table;
+}
 
 std::string sweep_page(const std::vector<SweepRow>& rows, const std::string& model) {
   std::map<std::string, std::vector<SweepRow>> curves;  // layers first, so that the whole lies on top

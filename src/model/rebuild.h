@@ -1,0 +1,20 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include <torch/script.h>
+
+namespace mcompress {
+
+// A module of a new type with the same attributes and methods, and other children where `children` names
+// them.
+torch::jit::Module copy_with(const torch::jit::Module& module,
+                             const std::map<std::string, torch::jit::Module>& children);
+
+// A copy of `program` with other modules at some paths, such as "encoder.fc1". Every module on the way to one
+// gets a type of its own; all others, and all tensors, are shared.
+torch::jit::Module replace_modules(const torch::jit::Module& program,
+                                   const std::map<std::string, torch::jit::Module>& replacements);
+
+}  // namespace mcompress
