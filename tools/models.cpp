@@ -64,7 +64,7 @@ uint64_t bytes_on_disk(const std::string& path) {
 BackgroundHash::BackgroundHash(const std::string& path) {
   std::packaged_task<std::string(const std::stop_token&)> task(
       [path](const std::stop_token& stop) { return sha256_of_path(path, stop); });
-  result_ = task.get_future();
+  result_ = task.get_future().share();
   worker_ = std::jthread(std::move(task));
 }
 
@@ -74,7 +74,7 @@ Artifact describe_artifact(const std::string& path, const std::string& format, c
 }
 
 Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count,
-                           BackgroundHash& hash) {
+                           const BackgroundHash& hash) {
   return {path, format, hash.get(), bytes_on_disk(path), count.parameters, count.nonzeros};
 }
 

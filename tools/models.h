@@ -31,14 +31,14 @@ Artifact describe_artifact(const std::string& path, const std::string& format, c
 class BackgroundHash {
  public:
   explicit BackgroundHash(const std::string& path);
-  std::string get() { return result_.get(); }
+  std::string get() const { return result_.get(); }
 
  private:
-  std::future<std::string> result_;
+  std::shared_future<std::string> result_;
   std::jthread worker_;
 };
 Artifact describe_artifact(const std::string& path, const std::string& format, const WeightCount& count,
-                           BackgroundHash& hash);
+                           const BackgroundHash& hash);
 
 // Accuracy of each program on all data, and latency on its first batch, the programs taking turns.
 std::vector<Metrics> measure_programs(const std::vector<torch::jit::Module>& programs, const Dataset& data,

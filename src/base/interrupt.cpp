@@ -9,7 +9,7 @@ namespace mcompress {
 
 namespace {
 
-volatile std::sig_atomic_t pending_signal = 0;
+volatile std::sig_atomic_t pending_signal = 0, accepted = 0;
 
 void on_signal(int number) {
   if (pending_signal != 0) ::_exit(128 + number);
@@ -27,7 +27,9 @@ void install_interrupt_handlers() {
 }
 
 void check_interrupt() {
-  if (pending_signal != 0) throw Interrupted(pending_signal);
+  if (pending_signal != 0 && accepted == 0) throw Interrupted(pending_signal);
 }
+
+void accept_interrupt() { accepted = 1; }
 
 }  // namespace mcompress

@@ -32,7 +32,8 @@ Progress::Progress(std::string phase, int64_t total)
 Progress::~Progress() {
   if (active_style == ProgressStyle::kBar) write_stderr("\r\x1b[K");
   if (active_style == ProgressStyle::kLines) {
-    write_stderr(fmt::format("{}: {} of {} in {:.1f} s\n", phase_, done_, total_, elapsed_seconds()));
+    write_stderr(fmt::format("{}: {} of {} in {:.1f} s{}{}\n", phase_, done_, total_, elapsed_seconds(),
+                             note_.empty() ? "" : ", ", note_));
   }
 }
 
@@ -47,14 +48,16 @@ void Progress::step(int64_t count) {
   done_ += count;
   if (done_ <= 0) return;
   if (active_style == ProgressStyle::kJsonLines) {
-    write_stderr(fmt::format(
-        "{{\"type\":\"progress\",\"phase\":\"{}\",\"done\":{},\"total\":{},\"eta_seconds\":{:.1f}}}\n",
-        phase_, done_, total_, seconds_left()));
+    write_stderr(
+        fmt::format("{{\"type\":\"progress\",\"phase\":\"{}\",\"done\":{},\"total\":{},\"eta_seconds\":{:.1f}"
+                    ",\"note\":\"{}\"}}\n",
+                    phase_, done_, total_, seconds_left(), note_));
   }
   const bool due = seconds_between(last_shown_, Clock::now()) > 0.1;
   if (active_style == ProgressStyle::kBar && due) {
     last_shown_ = Clock::now();
-    write_stderr(fmt::format("\r\x1b[K{}: {} of {}, {:.0f} s left", phase_, done_, total_, seconds_left()));
+    write_stderr(fmt::format("\r\x1b[K{}: {} of {}, {:.0f} s left{}{}", phase_, done_, total_, seconds_left(),
+                             note_.empty() ? "" : ", ", note_));
   }
 }
 

@@ -38,6 +38,12 @@ class Hasher {
 
 }  // namespace
 
+std::string sha256_of(Bytes bytes) {
+  Hasher hasher;
+  hasher.update(bytes);
+  return hasher.finish();
+}
+
 std::string sha256_of_file(const MappedFile& file, const std::stop_token& stop) {
   constexpr size_t kPiece = size_t{1} << 20;
   Hasher hasher;

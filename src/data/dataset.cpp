@@ -156,8 +156,9 @@ at::Tensor per_channel(const std::vector<double>& values, const at::Tensor& inpu
 
 int64_t Dataset::size() const { return inputs.size(0); }
 
-at::Tensor Dataset::batch(int64_t begin, int64_t end) const {
-  const at::Tensor rows = inputs.slice(0, begin, end);
+at::Tensor Dataset::batch(int64_t begin, int64_t end) const { return prepare(inputs.slice(0, begin, end)); }
+
+at::Tensor Dataset::prepare(const at::Tensor& rows) const {
   const bool bytes = rows.scalar_type() == at::kByte;
   if (!bytes && !rows.is_floating_point()) return rows.to(at::kLong);  // token ids
   at::Tensor x = rows.to(at::kFloat).mul(options.scale.value_or(bytes ? 1.0 / 255.0 : 1.0));

@@ -22,7 +22,7 @@ void check_finite(const Layer& layer) {
 }
 
 void check_range(const Layer& layer, const CompressedWeight& weight) {
-  if (const auto* int8 = std::get_if<Int8Channel>(&weight)) {
+  if (const auto* int8 = std::get_if<IntChannel>(&weight)) {
     constexpr float kMaxScale = 1e30F;  // sums of codes times this still fit float32
     if (int8->scale.max().item<float>() <= kMaxScale) return;
     throw bad_data("weight of layer '{}' has values beyond 1e32, whose sums overflow; use --ignore '^{}$'",

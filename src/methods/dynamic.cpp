@@ -10,7 +10,7 @@ CompressedWeight compress_weight(const at::Tensor& weight, bool is_linear, const
   if (options.dtype == WeightType::kFloat16) return Dense{weight.detach().to(at::kHalf)};
   if (options.dtype == WeightType::kBFloat16) return Dense{weight.detach().to(at::kBFloat16)};
   const bool by_kernel = is_linear && runtime_of(weight, options.runtime) != Runtime::kPortable;
-  const Int8Grid grid = by_kernel ? Int8Grid::kPair : Int8Grid::kRow;
+  const RowGrid grid{.pairs = by_kernel};
   return options.per_tensor ? quantize_tensor(weight, grid) : quantize_rows(weight, grid);
 }
 

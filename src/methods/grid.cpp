@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -16,29 +17,83 @@ namespace mcompress {
 
 namespace {
 
-constexpr float kMaxCode = 127.0F;
-constexpr float kMaxHalfPair = 63.75F;  // of 127.5: two roundings add at most 1 to the pair
+constexpr float kMaxHalfPair = 63.75F;     // of 127.5: two roundings add at most 1 to the pair
+constexpr float kToInteger = 12582912.0F;  // 1.5 * 2^23: adding it rounds half to even
 
 // The compiler vectorizes the maximum of integers, and for |float| the bits have the same order.
 int32_t magnitude_bits(float value) { return std::bit_cast<int32_t>(std::fabs(value)); }
 
-// The smallest scale that keeps the row's codes on the grid; 0 for a row of zeros.
-float row_scale(const float* row, int64_t columns, Int8Grid grid) {
-  int32_t largest = 0, largest_pair = 0;
-  for (int64_t i = 0; i < columns; ++i) largest = std::max(largest, magnitude_bits(row[i]));
-  const float scale = std::bit_cast<float>(largest) / kMaxCode;
-  if (grid == Int8Grid::kRow) return scale;
-  for (int64_t i = 0; i + 1 < columns; i += 2) {
-    const float half_pair = 0.5F * std::fabs(row[i]) + 0.5F * std::fabs(row[i + 1]);  // cannot overflow
-    largest_pair = std::max(largest_pair, std::bit_cast<int32_t>(half_pair));
+// A row of a weight: `channels` times `kernel` values.
+struct Row {
+  const float* values;
+  int64_t size, kernel;
+};
+
+// The scale at which no pair of channels exceeds its bound.
+float pair_scale(const Row& row) {
+  int32_t largest = 0;
+  for (int64_t channel = 0; channel + 2 * row.kernel <= row.size; channel += 2 * row.kernel) {
+    const float *even = row.values + channel, *odd = even + row.kernel;
+    for (int64_t i = 0; i < row.kernel; ++i) {
+      const float half_pair = 0.5F * std::fabs(even[i]) + 0.5F * std::fabs(odd[i]);  // cannot overflow
+      largest = std::max(largest, std::bit_cast<int32_t>(half_pair));
+    }
   }
-  return std::max(scale, std::bit_cast<float>(largest_pair) / kMaxHalfPair);
+  return std::bit_cast<float>(largest) / kMaxHalfPair;
 }
 
-void round_row(const float* row, int64_t columns, float scale, int8_t* codes) {
-  constexpr float kToInteger = 12582912.0F;  // 1.5 * 2^23: adding it rounds half to even
+float round_code(float value, float inverse, float low, float high) {
+  return (std::min(std::max(value * inverse, low), high) + kToInteger) - kToInteger;
+}
+
+double squared_error(const Row& row, float scale, float low, float high) {
+  constexpr int64_t kLanes = 16;  // independent sums, which the compiler computes side by side
+  std::array<float, kLanes> sums{};
+  const float inverse = 1.0F / scale;
+  double total = 0;
+  for (int64_t begin = 0; begin < row.size; begin += kLanes) {
+    const int64_t lanes = std::min(kLanes, row.size - begin);
+    for (int64_t i = 0; i < lanes; ++i) {
+      const float value = row.values[begin + i];
+      const float error = value - scale * round_code(value, inverse, low, high);
+      sums[static_cast<size_t>(i)] += error * error;
+    }
+  }
+  for (const float sum : sums) total += sum;
+  return total;
+}
+
+// Of 81 scales from the largest to a fifth of it, the one with the least squared error.
+float search_scale(const Row& row, float largest, float low, float high) {
+  float best = largest;
+  double least = squared_error(row, largest, low, high);
+  for (int percent = 99; percent >= 20; --percent) {
+    const float scale = largest * (static_cast<float>(percent) / 100.0F);
+    if (scale < std::numeric_limits<float>::min()) break;
+    const double error = squared_error(row, scale, low, high);
+    if (error < least) {
+      least = error;
+      best = scale;
+    }
+  }
+  return best;
+}
+
+// The scale of a row; 0 for a row of zeros.
+float row_scale(const Row& row, const RowGrid& grid) {
+  int32_t bits = 0;
+  for (int64_t i = 0; i < row.size; ++i) bits = std::max(bits, magnitude_bits(row.values[i]));
+  const auto [low, high] = code_range(grid.bits);
+  const float scale = std::bit_cast<float>(bits) / static_cast<float>(high);
+  if (grid.bits == 8) return grid.pairs ? std::max(scale, pair_scale(row)) : scale;
+  if (!grid.search || scale == 0) return scale;
+  return search_scale(row, scale, static_cast<float>(low), static_cast<float>(high));
+}
+
+void round_row(const float* row, int64_t columns, float scale, CodeRange range, int8_t* codes) {
+  const auto low = static_cast<float>(range.low), high = static_cast<float>(range.high);
   for (int64_t i = 0; i < columns; ++i) {
-    const float step = std::min(std::max(row[i] / scale, -kMaxCode), kMaxCode);
+    const float step = std::min(std::max(row[i] / scale, low), high);
     codes[i] = static_cast<int8_t>(static_cast<int32_t>((step + kToInteger) - kToInteger));
   }
 }
@@ -55,27 +110,6 @@ void for_float_rows(const at::Tensor& weight, Use use) {
       for (int64_t row = begin; row < end; ++row) use(row, data + (row - begin) * columns, columns);
     });
   });
-}
-
-// [rows]; 0 for a row of zeros.
-at::Tensor row_scales(const at::Tensor& weight, Int8Grid grid) {
-  at::Tensor scale = at::empty({weight.size(0)}, at::kFloat);
-  auto* scales = scale.mutable_data_ptr<float>();
-  for_float_rows(weight, [&](int64_t row, const float* values, int64_t columns) {
-    scales[row] = row_scale(values, columns, grid);
-  });
-  return scale;
-}
-
-Int8Channel round_to_codes(const at::Tensor& weight, at::Tensor scale) {
-  scale = at::where(scale > 0, scale, at::ones_like(scale));
-  at::Tensor codes = at::empty(weight.sizes(), at::kChar);
-  auto* code = codes.mutable_data_ptr<int8_t>();
-  const auto* scales = scale.const_data_ptr<float>();
-  for_float_rows(weight, [&](int64_t row, const float* values, int64_t columns) {
-    round_row(values, columns, scales[row], code + row * columns);
-  });
-  return {std::move(codes), std::move(scale)};
 }
 
 struct ErrorSum {
@@ -104,13 +138,41 @@ ErrorSum sum_errors(const float* exact, const float* stored, int64_t size) {
 
 }  // namespace
 
-Int8Channel quantize_rows(const at::Tensor& weight, Int8Grid grid) {
-  return round_to_codes(weight, row_scales(weight, grid));
+CodeRange code_range(int bits) {
+  constexpr int kMaxCode = 127;
+  const int half = 1 << (bits - 1);
+  return bits == 8 ? CodeRange{-kMaxCode, kMaxCode} : CodeRange{-half, half - 1};
 }
 
-Int8Channel quantize_tensor(const at::Tensor& weight, Int8Grid grid) {
-  const at::Tensor scale = row_scales(weight, grid);
-  return round_to_codes(weight, scale.max().expand_as(scale).contiguous());
+IntChannel round_rows(const at::Tensor& weight, const at::Tensor& row_scale, int bits) {
+  const at::Tensor scale = at::where(row_scale > 0, row_scale, at::ones_like(row_scale));
+  at::Tensor codes = at::empty(weight.sizes(), at::kChar);
+  auto* code = codes.mutable_data_ptr<int8_t>();
+  const auto* scales = scale.const_data_ptr<float>();
+  for_float_rows(weight, [&](int64_t row, const float* values, int64_t columns) {
+    round_row(values, columns, scales[row], code_range(bits), code + row * columns);
+  });
+  return {std::move(codes), scale, bits};
+}
+
+at::Tensor row_scales(const at::Tensor& weight, const RowGrid& grid) {
+  at::Tensor scale = at::empty({weight.size(0)}, at::kFloat);
+  auto* scales = scale.mutable_data_ptr<float>();
+  const int64_t kernel = weight.dim() < 3 ? 1 : weight[0][0].numel();
+  for_float_rows(weight, [&](int64_t row, const float* values, int64_t columns) {
+    scales[row] = row_scale({values, columns, kernel}, grid);
+  });
+  return scale;
+}
+
+IntChannel quantize_rows(const at::Tensor& weight, const RowGrid& grid) {
+  return round_rows(weight, row_scales(weight, grid), grid.bits);
+}
+
+IntChannel quantize_tensor(const at::Tensor& weight, const RowGrid& grid) {
+  const at::Tensor flat = weight.detach().reshape({1, -1});
+  const at::Tensor scale = grid.search ? row_scales(flat, grid) : row_scales(weight, grid).max();
+  return round_rows(weight, scale.view({1}).expand({weight.size(0)}).contiguous(), grid.bits);
 }
 
 QuantizationError error_of(const at::Tensor& weight, const CompressedWeight& compressed) {

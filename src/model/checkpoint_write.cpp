@@ -81,7 +81,7 @@ void write_chosen(const Array& array, const MappedFile& map, StoredType type, co
       writer.write(file, array.name, offset, bytes_of(to_narrow(array, rows, type)));
       return;
     }
-    const Int8Channel int8 = quantize(rows);
+    const IntChannel int8 = quantize(rows);
     writer.write(file, array.name, offset, bytes_of(int8.codes.contiguous()));
     writer.write(file, scale_name(array.name), static_cast<uint64_t>(begin) * sizeof(float),
                  bytes_of(int8.scale.contiguous()));

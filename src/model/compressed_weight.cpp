@@ -8,15 +8,16 @@ at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_
   if (const auto* dense = std::get_if<Dense>(&weight)) {
     return dense->values.slice(0, begin, end).flatten(1).to(at::kFloat);
   }
-  const auto& int8 = std::get<Int8Channel>(weight);
+  const auto& int8 = std::get<IntChannel>(weight);
   const at::Tensor codes = int8.codes.slice(0, begin, end).flatten(1).to(at::kFloat);
   return codes * int8.scale.slice(0, begin, end).unsqueeze(1);
 }
 
 uint64_t stored_bytes(const CompressedWeight& weight) {
   if (const auto* dense = std::get_if<Dense>(&weight)) return dense->values.nbytes();
-  const auto& int8 = std::get<Int8Channel>(weight);
-  return int8.codes.nbytes() + int8.scale.nbytes();
+  const auto& codes = std::get<IntChannel>(weight);
+  const auto bits = static_cast<uint64_t>(codes.codes.numel()) * static_cast<uint64_t>(codes.bits);
+  return (bits + 7) / 8 + codes.scale.nbytes();
 }
 
 Runtime runtime_of(const at::Tensor& weight, Runtime wanted) {

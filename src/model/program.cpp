@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <sstream>
 
 #include <caffe2/serialize/read_adapter_interface.h>
+#include <malloc.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 #include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
@@ -67,6 +69,14 @@ std::string reason_of(const std::exception& failure) {
   throw bad_data("{}: {}", problem, reason);
 }
 
+// Activations of up to 32 MiB, the most that glibc allows, stay in the heap when they are freed: pages that
+// are given back and faulted in anew cost more than a convolution.
+void keep_freed_memory() {
+  constexpr int kLargest = 32 << 20, kKept = 256 << 20;
+  mallopt(M_MMAP_THRESHOLD, kLargest);
+  mallopt(M_TRIM_THRESHOLD, kKept);
+}
+
 // Hands the members of a serialized program to the writer.
 void repack(const std::string& serialized, ZipWriter& writer) {
   for (const ZipEntry& entry : read_zip(std::as_bytes(std::span(serialized)), "archive")) {
@@ -85,6 +95,7 @@ void repack(const std::string& serialized, ZipWriter& writer) {
 }  // namespace
 
 torch::jit::Module load_program(const std::string& path, bool trust_code) {
+  keep_freed_memory();
   auto file = std::make_shared<const MappedFile>(path);
   scan_torchscript(read_zip(file->bytes(), path), path, trust_code);
   file->drop(file->bytes());
@@ -101,17 +112,21 @@ torch::jit::Module load_program(const std::string& path, bool trust_code) {
   }
 }
 
+at::Tensor run_program(torch::jit::Module& program, const at::Tensor& input) {
+  c10::IValue output;
+  try {
+    output = program({input});
+  } catch (const std::exception& failure) {
+    fail("the model fails on this data", failure);
+  }
+  if (!output.isTensor()) throw bad_data("the model returns a {} and not a tensor", output.tagKind());
+  return output.toTensor();
+}
+
 std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::Module& program) {
   return [program = torch::jit::Module(program)](const at::Tensor& input) mutable {
     const c10::InferenceMode guard;
-    c10::IValue output;
-    try {
-      output = program({input});
-    } catch (const std::exception& failure) {
-      fail("the model fails on this data", failure);
-    }
-    if (!output.isTensor()) throw bad_data("the model returns a {} and not a tensor", output.tagKind());
-    return output.toTensor();
+    return run_program(program, input);
   };
 }
 
@@ -122,6 +137,13 @@ std::string serialize_program(const torch::jit::Module& program) {
     return size;
   });
   return serialized;
+}
+
+torch::jit::Module reload_program(const torch::jit::Module& program) {
+  std::istringstream serialized(serialize_program(program));
+  torch::jit::Module loaded = torch::jit::load(serialized);
+  loaded.eval();
+  return loaded;
 }
 
 void write_program(const std::string& serialized, OutputFile& file) {

@@ -53,7 +53,7 @@ Module observe_layers(const Module& program, const std::vector<Layer>& layers) {
 
 }  // namespace
 
-TORCH_LIBRARY(mcompress, library) {
+TORCH_LIBRARY_FRAGMENT(mcompress, library) {
   library.def("observe(int layer, Tensor(a) input) -> Tensor(a)");
   library.impl("observe", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(observe));
 }

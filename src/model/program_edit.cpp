@@ -1,10 +1,9 @@
 #include <functional>
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <fmt/ranges.h>
-#include <torch/csrc/jit/frontend/resolver.h>
 
 #include "mcompress/model/program.h"
+#include "module_maker.h"
 #include "rebuild.h"
 
 namespace mcompress {
@@ -12,30 +11,6 @@ namespace mcompress {
 namespace {
 
 using torch::jit::Module;
-
-// oneDNN's and FBGEMM's operators are no part of torch's own name space in TorchScript source.
-struct KernelResolver : torch::jit::NativeResolver {
-  std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name,
-                                                         torch::jit::GraphFunction& function,
-                                                         const torch::jit::SourceRange& place) override {
-    if (name == "onednn" || name == "quantized") return std::make_shared<torch::jit::BuiltinModule>(name);
-    return NativeResolver::resolveValue(name, function, place);
-  }
-};
-
-// Packed weights are opaque to the pickler, so the state of an int8 linear layer is what they are made
-// from.
-constexpr const char* kPackedState = R"(
-def __getstate__(self) -> Tuple[Tensor, Tensor, Tensor, bool]:
-    return (self.weight, self.scale, self.bias, self.training)
-
-def __setstate__(self, state: Tuple[Tensor, Tensor, Tensor, bool]) -> None:
-    self.weight = state[0]
-    self.scale = state[1]
-    self.bias = state[2]
-    self.training = state[3]
-    self.pack()
-)";
 
 // Activations become uint8 with one range a row: x ~ q * width / 255 + low, so that
 // y = width * (q * codes) * weight_scale / 255 + low * sum(weight row) + bias. Few operators, since each
@@ -98,7 +73,7 @@ at::Tensor bias_or_zeros(const Layer& layer) {
 }
 
 // torch.ao's packed parameters. Making them prints that qint8 is deprecated, which the user chose.
-c10::IValue pack_for_fbgemm(const Int8Channel& weight, const at::Tensor& bias) {
+c10::IValue pack_for_fbgemm(const IntChannel& weight, const at::Tensor& bias) {
   struct Silent : c10::WarningHandler {
     void process(const c10::Warning& /*warning*/) override {}
   } silent;
@@ -112,27 +87,23 @@ c10::IValue pack_for_fbgemm(const Int8Channel& weight, const at::Tensor& bias) {
   return stack.front();
 }
 
-// What stands in for a layer: a class by its name and source, and what one object of it holds.
-struct Replacement {
-  std::string name;
-  const char* forward;         // source of one method, its name left open
-  const char* pack = nullptr;  // source that makes what is not stored
-  std::map<std::string, at::Tensor> buffers = {};
-  std::map<std::string, c10::IValue> attributes = {};  // beside the buffers
-};
+const std::vector<StateField> kState = {{"weight", "Tensor"}, {"scale", "Tensor"}, {"bias", "Tensor"}};
 
-Replacement int8_linear(const Layer& layer, const Int8Channel& weight, Runtime runtime) {
+Replacement int8_linear(const Layer& layer, const IntChannel& weight, Runtime runtime) {
   const at::Tensor bias = bias_or_zeros(layer);
   const std::map<std::string, at::Tensor> buffers = {
       {"weight", weight.codes}, {"scale", weight.scale}, {"bias", bias}};
   if (runtime == Runtime::kFbgemm)
-    return {
-        "FbgemmLinear", kFbgemmForward, kFbgemmPack, buffers, {{"packed", pack_for_fbgemm(weight, bias)}}};
-  if (runtime == Runtime::kPortable) return {"PortableInt8Linear", kPortableLinear, nullptr, buffers};
+    return {"FbgemmLinear",
+            kFbgemmForward,
+            with_state(kFbgemmPack, kState),
+            buffers,
+            {{"packed", pack_for_fbgemm(weight, bias)}}};
+  if (runtime == Runtime::kPortable) return {"PortableInt8Linear", kPortableLinear, "", buffers};
   const at::Tensor later = at::empty({0});  // made when the file is loaded
   return {"Int8Linear",
           kInt8Forward,
-          kInt8Pack,
+          with_state(kInt8Pack, kState),
           buffers,
           {{"packed", later}, {"zero", later}, {"row_sum", later}, {"half", later}, {"step", later}}};
 }
@@ -140,48 +111,13 @@ Replacement int8_linear(const Layer& layer, const Int8Channel& weight, Runtime r
 Replacement replacement_of(const Layer& layer, const CompressedWeight& weight, Runtime runtime) {
   const bool embedding = layer.kind == LayerKind::kEmbedding;
   if (const auto* dense = std::get_if<Dense>(&weight)) {
-    if (embedding) return {"DenseEmbedding", kDenseEmbedding, nullptr, {{"weight", dense->values}}};
-    return {
-        "DenseLinear", kDenseLinear, nullptr, {{"weight", dense->values}, {"bias", bias_or_zeros(layer)}}};
+    if (embedding) return {"DenseEmbedding", kDenseEmbedding, "", {{"weight", dense->values}}};
+    return {"DenseLinear", kDenseLinear, "", {{"weight", dense->values}, {"bias", bias_or_zeros(layer)}}};
   }
-  const auto& int8 = std::get<Int8Channel>(weight);
+  const auto& int8 = std::get<IntChannel>(weight);
   if (!embedding) return int8_linear(layer, int8, runtime_of(layer.weight, runtime));
-  return {"Int8Embedding", kInt8Embedding, nullptr, {{"weight", int8.codes}, {"scale", int8.scale}}};
+  return {"Int8Embedding", kInt8Embedding, "", {{"weight", int8.codes}, {"scale", int8.scale}}};
 }
-
-// Makes the modules; those of one class share it, which keeps files small and their loading short.
-class ModuleMaker {
- public:
-  Module make(const Replacement& replacement, const std::vector<std::string>& methods) {
-    const auto [found, is_new] =
-        first_of_class_.try_emplace(fmt::format("{} {}", replacement.name, fmt::join(methods, " ")));
-    if (is_new) found->second = make_class(replacement, methods);
-    Module module = found->second.copy();
-    for (const auto& [name, tensor] : replacement.buffers) module.setattr(name, tensor);
-    for (const auto& [name, value] : replacement.attributes) module.setattr(name, value);
-    return module;
-  }
-
- private:
-  static Module make_class(const Replacement& replacement, const std::vector<std::string>& methods) {
-    Module module(c10::QualifiedName("__torch__.mcompress." + replacement.name),
-                  std::make_shared<torch::jit::CompilationUnit>(), true);
-    if (!module.hasattr("training")) module.register_attribute("training", c10::BoolType::get(), false);
-    for (const auto& [name, tensor] : replacement.buffers) module.register_buffer(name, tensor);
-    for (const auto& [name, value] : replacement.attributes) {
-      // A tensor's own type would fix its sizes.
-      const c10::TypePtr type = value.isTensor() ? c10::TypePtr(c10::TensorType::get()) : value.type();
-      module.register_attribute(name, type, value);
-    }
-    const auto resolver = std::make_shared<KernelResolver>();
-    if (replacement.pack != nullptr) module.define(std::string(replacement.pack) + kPackedState, resolver);
-    for (const std::string& method : methods)
-      module.define(fmt::format(fmt::runtime(replacement.forward), method), resolver);
-    return module;
-  }
-
-  std::map<std::string, Module> first_of_class_;  // by name and methods
-};
 
 }  // namespace
 

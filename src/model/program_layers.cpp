@@ -17,7 +17,8 @@ using torch::jit::Value;
 std::optional<Application> application_by_operator(const std::string& name) {
   if (name == "aten::linear") return Application{LayerKind::kLinear, 0, 1, 2};
   if (name == "aten::conv1d") return Application{LayerKind::kConv1d, 0, 1, 2};
-  if (name == "aten::conv2d" || name == "aten::_convolution") return Application{LayerKind::kConv2d, 0, 1, 2};
+  if (name == "aten::conv2d" || name == "aten::_convolution" || name == "aten::_convolution_mode")
+    return Application{LayerKind::kConv2d, 0, 1, 2};
   if (name == "aten::embedding") return Application{LayerKind::kEmbedding, 1, 0, {}};
   return std::nullopt;
 }
@@ -74,38 +75,6 @@ std::optional<WeightUse> find_weight_use(const Graph& graph) {
   return use;
 }
 
-namespace {
-
-bool is_none(const Value* value) {
-  const auto constant = torch::jit::toIValue(value);
-  return constant && constant->isNone();
-}
-
-// True where the method is `return operator(x, self.weight[, self.bias])` of its one argument.
-bool only_applies_weight(const Graph& graph, const WeightUse& use) {
-  if (graph.inputs().size() != 2 || graph.outputs().size() != 1) return false;
-  const Value* self = graph.inputs()[0];
-  const Node* node = use.node;
-  if (graph.outputs()[0]->node() != node) return false;
-  if (node->input(use.application.input) != graph.inputs()[1]) return false;
-  if (use.application.bias) {
-    const Value* bias = node->input(*use.application.bias);
-    if (!is_none(bias) && !is_attribute_of(bias, self, "bias")) return false;
-  }
-  for (const Node* other : graph.nodes()) {
-    const bool plain = other->kind() == c10::prim::Constant || other->kind() == c10::prim::GetAttr ||
-                       other->kind() == c10::prim::ListConstruct;
-    if (other != node && !plain) return false;
-  }
-  return true;
-}
-
-bool uses_bias(const WeightUse& use) {
-  return use.application.bias && !is_none(use.node->input(*use.application.bias));
-}
-
-// The module that a value names, below `owner` whose method has `self`; nothing where it is not
-// reached by attributes alone.
 std::optional<Module> module_of(const Value* value, const Value* self, const Module& owner) {
   if (value == self) return owner;
   if (value->node()->kind() != c10::prim::GetAttr) return std::nullopt;
@@ -113,6 +82,40 @@ std::optional<Module> module_of(const Value* value, const Value* self, const Mod
   if (!parent) return std::nullopt;
   const c10::IValue child = parent->attr(value->node()->s(c10::attr::name));
   return child.isModule() ? std::optional(child.toModule()) : std::nullopt;
+}
+
+namespace {
+
+bool is_none(const Value* value) {
+  const auto constant = torch::jit::toIValue(value);
+  return constant && constant->isNone();
+}
+
+// True where the method is `return operator(x, self.weight[, self.bias])` of its one argument; a convolution
+// may pad it.
+bool only_applies_weight(const Graph& graph, const WeightUse& use) {
+  if (graph.inputs().size() != 2 || graph.outputs().size() != 1) return false;
+  const Value* self = graph.inputs()[0];
+  const Node* node = use.node;
+  if (graph.outputs()[0]->node() != node) return false;
+  const Value* input = node->input(use.application.input);
+  const Node* pad = node->kind() != c10::prim::CallMethod && is_pad(input) ? input->node() : nullptr;
+  if (pad != nullptr) input = pad->input(pad->kind() == c10::prim::CallFunction ? 1 : 0);
+  if (input != graph.inputs()[1]) return false;
+  if (use.application.bias) {
+    const Value* bias = node->input(*use.application.bias);
+    if (!is_none(bias) && !is_attribute_of(bias, self, "bias")) return false;
+  }
+  for (const Node* other : graph.nodes()) {
+    const bool plain = other->kind() == c10::prim::Constant || other->kind() == c10::prim::GetAttr ||
+                       other->kind() == c10::prim::ListConstruct;
+    if (other != node && other != pad && !plain) return false;
+  }
+  return true;
+}
+
+bool uses_bias(const WeightUse& use) {
+  return use.application.bias && !is_none(use.node->input(*use.application.bias));
 }
 
 // The attribute of a module that code outside its own methods reads or sets: by object, or by type
@@ -173,6 +176,8 @@ std::optional<LayerKind> read_methods(const Module& module, Layer& layer) {
     if (!layer.methods.empty() && biased != uses_bias(*use))
       layer.obstacle = "its methods differ in their bias";
     kind = use->application.kind;
+    if (*kind == LayerKind::kConv1d || *kind == LayerKind::kConv2d)
+      layer.convolution = read_convolution(module, *graph);
     biased = uses_bias(*use);
     layer.methods.push_back(method.name());
   }
@@ -206,20 +211,6 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
 }
 
 }  // namespace
-
-const char* name_of(LayerKind kind) {
-  switch (kind) {
-    case LayerKind::kLinear: return "linear";
-    case LayerKind::kConv1d: return "conv1d";
-    case LayerKind::kConv2d: return "conv2d";
-    case LayerKind::kEmbedding: return "embedding";
-  }
-  return "?";
-}
-
-WeightIdentity identity_of(const at::Tensor& weight) {
-  return {weight.data_ptr(), weight.sizes().vec(), weight.strides().vec()};
-}
 
 std::vector<Layer> list_layers(const Module& program) {
   const OutsideUses uses = find_outside_uses(program);

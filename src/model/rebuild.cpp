@@ -39,7 +39,8 @@ torch::jit::Function* copy_function(const torch::jit::Function& function, const 
 // Copies a program's tree.
 class Rebuilder {
  public:
-  explicit Rebuilder(const std::map<std::string, Module>& replacements) : replacements_(replacements) {}
+  Rebuilder(const std::map<std::string, Module>& replacements, const Edits& edits)
+      : replacements_(replacements), edits_(edits) {}
 
   Module rebuild(const Module& module, const std::string& path) {
     const auto replaced = replacements_.find(path);
@@ -53,13 +54,16 @@ class Rebuilder {
       changed = changed || built._ivalue() != child.value._ivalue();
       children.emplace(child.name, built);
     }
-    const Module result = changed ? copy_with(module, children) : module;
+    const auto edit = edits_.find(path);
+    Module result = changed || edit != edits_.end() ? copy_with(module, children) : module;
+    if (edit != edits_.end()) edit->second(result);
     done_.emplace(module._ivalue().get(), result);
     return result;
   }
 
  private:
   const std::map<std::string, Module>& replacements_;
+  const Edits& edits_;
   std::map<const c10::ivalue::Object*, Module> done_;
 };
 
@@ -90,8 +94,9 @@ Module copy_with(const Module& module, const std::map<std::string, Module>& chil
   return Module(object);
 }
 
-Module replace_modules(const Module& program, const std::map<std::string, Module>& replacements) {
-  return Rebuilder(replacements).rebuild(program, "");
+Module replace_modules(const Module& program, const std::map<std::string, Module>& replacements,
+                       const Edits& edits) {
+  return Rebuilder(replacements, edits).rebuild(program, "");
 }
 
 }  // namespace mcompress

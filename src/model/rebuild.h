@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -12,9 +13,13 @@ namespace mcompress {
 torch::jit::Module copy_with(const torch::jit::Module& module,
                              const std::map<std::string, torch::jit::Module>& children);
 
-// A copy of `program` with other modules at some paths, such as "encoder.fc1". Every module on the way to one
-// gets a type of its own; all others, and all tensors, are shared.
+// What is changed in the copy of a module, whose type is its own.
+using Edits = std::map<std::string, std::function<void(torch::jit::Module& copy)>>;
+
+// A copy of `program` with other modules at some paths, such as "encoder.fc1", and edited ones at others.
+// Every module on the way to one gets a type of its own; all others, and all tensors, are shared.
 torch::jit::Module replace_modules(const torch::jit::Module& program,
-                                   const std::map<std::string, torch::jit::Module>& replacements);
+                                   const std::map<std::string, torch::jit::Module>& replacements,
+                                   const Edits& edits = {});
 
 }  // namespace mcompress

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include <torch/csrc/jit/ir/ir.h>
+#include <torch/script.h>
 
 #include "mcompress/model/layer.h"
 
@@ -22,5 +23,15 @@ struct WeightUse {
   Application application;
 };
 std::optional<WeightUse> find_weight_use(const torch::jit::Graph& graph);
+
+// The settings of the convolution that a module applies in `method`; nothing where they are not constants.
+std::optional<Convolution> read_convolution(const torch::jit::Module& module,
+                                            const torch::jit::Graph& method);
+bool is_pad(const torch::jit::Value* value);  // whether it comes from aten::pad or torch.nn.functional.pad
+
+// The module that a value names, below `owner` whose method has `self`; nothing where it is not
+// reached by attributes alone.
+std::optional<torch::jit::Module> module_of(const torch::jit::Value* value, const torch::jit::Value* self,
+                                            const torch::jit::Module& owner);
 
 }  // namespace mcompress

@@ -108,6 +108,21 @@ ordered_json size_json(const Report& report) {
           {"predicted_bytes", or_null(report.predicted_bytes)}};
 }
 
+ordered_json grid_json(const std::optional<InputGrid>& grid) {
+  if (!grid) return nullptr;
+  return {{"scale", grid->scale}, {"zero_point", grid->zero_point}, {"bits", grid->bits}};
+}
+
+ordered_json timing_json(const std::optional<LayerTiming>& timing) {
+  if (!timing) return nullptr;
+  return {{"float_seconds", timing->float_seconds}, {"integer_seconds", timing->integer_seconds}};
+}
+
+ordered_json damage_json(const std::optional<LayerDamage>& damage) {
+  if (!damage) return nullptr;
+  return {{"sqnr_db", damage->sqnr_db}, {"top1", or_null(damage->top1)}};
+}
+
 ordered_json layer_json(const LayerRecord& layer) {
   return {{"name", layer.name},
           {"kind", layer.kind},
@@ -118,7 +133,10 @@ ordered_json layer_json(const LayerRecord& layer) {
           {"sqnr_db", or_null(layer.sqnr_db)},
           {"max_error", or_null(layer.max_error)},
           {"parameters", or_null(layer.parameters)},
-          {"zeros", or_null(layer.zeros)}};
+          {"zeros", or_null(layer.zeros)},
+          {"input", grid_json(layer.input)},
+          {"timing", timing_json(layer.timing)},
+          {"damage", damage_json(layer.damage)}};
 }
 
 double share_of(int64_t part, int64_t whole) {
@@ -165,6 +183,33 @@ ordered_json list_json(const std::vector<T>& items, F to_item) {
   ordered_json list = ordered_json::array();
   for (const T& item : items) list.push_back(to_item(item));
   return list;
+}
+
+ordered_json quantization_json(const std::optional<Quantization>& quantization) {
+  if (!quantization) return nullptr;
+  const auto trial_json = [](const Trial& trial) {
+    return ordered_json{{"kept", trial.kept}, {"top1", trial.top1}, {"passed", trial.passed}};
+  };
+  return {{"folded_norms", quantization->folded_norms},
+          {"folding_error", or_null(quantization->folding_error)},
+          {"trials", list_json(quantization->trials, trial_json)}};
+}
+
+ordered_json training_json(const std::optional<Training>& training) {
+  if (!training) return nullptr;
+  const auto epoch_json = [](const TrainedEpoch& epoch) {
+    return ordered_json{{"epoch", epoch.epoch},
+                        {"loss", epoch.loss},
+                        {"rate", epoch.rate},
+                        {"score", or_null(epoch.score)},
+                        {"seconds", epoch.seconds}};
+  };
+  return {{"steps", training->steps},
+          {"best_epoch", training->best_epoch},
+          {"stopped", training->stopped.empty() ? ordered_json(nullptr) : ordered_json(training->stopped)},
+          {"resumed_at_step", or_null(training->resumed_at_step)},
+          {"fake_quantized", metrics_json(training->fake_quantized)},
+          {"epochs", list_json(training->epochs, epoch_json)}};
 }
 
 std::string metrics_cells(const std::optional<Metrics>& metrics) {
@@ -220,6 +265,8 @@ ordered_json to_json(const Report& report) {
           {"metrics", {{"before", metrics_json(report.before)}, {"after", metrics_json(report.after)}}},
           {"comparison", comparison_json(report)},
           {"layers", list_json(report.layers, layer_json)},
+          {"quantization", quantization_json(report.quantization)},
+          {"training", training_json(report.training)},
           {"pruning", pruning_json(report)},
           {"storage", storage_json(report.storage)},
           {"sweep", list_json(report.sweep, sweep_json)},
@@ -247,6 +294,8 @@ std::string to_table(const Report& report) {
   if (report.input)
     table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));
   if (!report.output) return table;
+  if (report.training && report.training->fake_quantized)
+    table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));
   table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
   table += fmt::format("{:.2f} times smaller", report.size_ratio());
   if (report.pruning && report.pruning->weights > 0) {

@@ -90,6 +90,14 @@ TEST(Config, RecipesAreRunAndUnknownKeysRefused) {
       "quantize " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") + " --config ";
   const json report = report_of(run + recipe("quantize_dynamic.toml"));
   EXPECT_EQ(report["settings_from"]["batch_size"], "config");
+  const std::string cnn = "quantize " + shipped("fashion_cnn.pt") + " --force -o " + (folder / "q");
+  const json fixed =
+      report_of(cnn + " --calib-data " + kFashion + " --config " + recipe("quantize_static.toml"));
+  EXPECT_EQ(fixed["gates"][0]["passed"], true);
+  const json trained = report_of(cnn + " --limit 1000 --epochs 1 --train-limit 2000 --train-data " +
+                                 kFashionTest + " --config " + recipe("qat.toml"));
+  EXPECT_EQ(trained["settings"]["weight_bits"], 4);
+  EXPECT_EQ(trained["training"]["epochs"].size(), 2U);
   const json pruned = report_of("prune " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") +
                                 " --config " + recipe("prune.toml"));
   EXPECT_EQ(pruned["storage"]["store"], "bitmask");

@@ -15,6 +15,7 @@
 
 namespace mcompress::testing {
 
+constexpr const char* kFashionTest = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz";
 constexpr const char* kFashion = "/usr/share/datasets/fashion-mnist";
 
 struct Outcome {

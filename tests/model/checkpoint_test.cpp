@@ -28,7 +28,7 @@ Source make_source() {
   return source;
 }
 
-Int8Channel by_rows(const at::Tensor& rows) { return quantize_rows(rows, Int8Grid::kRow); }
+IntChannel by_rows(const at::Tensor& rows) { return quantize_rows(rows, RowGrid{}); }
 
 TEST(WriteCompressed, PiecesGiveWhatTheWholeGives) {
   const testing::TemporaryFolder folder;
@@ -45,7 +45,7 @@ TEST(WriteCompressed, PiecesGiveWhatTheWholeGives) {
 
   const CheckpointFiles written = read_checkpoint(folder / "out", ModelFormat::kSafetensors);
   ASSERT_EQ(written.arrays.size(), 3U);
-  const Int8Channel whole = by_rows(source.weight);
+  const IntChannel whole = by_rows(source.weight);
   for (const Array& array : written.arrays) {
     const at::Tensor tensor = rows_of(array, 0, array.shape[0]);
     if (array.name == "fc.weight") {

@@ -22,6 +22,26 @@ TEST(RealModels, ResNetsHaveTheirKnownAccuracy) {
             470);
 }
 
+// On the first 2,000 test rows; the whole set is measured by hand.
+TEST(RealModels, ResNet20KeepsItsAccuracyWithFixedGrids) {
+  SKIP_WITHOUT_TEST_DATA();
+  const TemporaryFolder folder;
+  const std::string run = "quantize " + test_data() + "/resnet/resnet20-cifar10.pt --force -o " +
+                          (folder / "q") + " --mode static --limit 2000 --calib-data " + test_data() +
+                          "/cifar10/train_5000.bin --eval-data " + test_data() +
+                          "/cifar10/test_batch.bin --data-config " + recipe("cifar10.data.toml");
+  const auto drop = [](const json& report) {
+    return report["metrics"]["before"]["top1"]["value"].get<double>() -
+           report["metrics"]["after"]["top1"]["value"].get<double>();
+  };
+  const json eight = report_of(run);
+  EXPECT_LE(drop(eight), 0.003);
+  EXPECT_GE(eight["size"]["ratio"].get<double>(), 3.7);
+  EXPECT_EQ(eight["quantization"]["folded_norms"], 19);
+  const double plain = drop(report_of(run + " --weight-bits 4 --weight-observer minmax"));
+  EXPECT_LE(drop(report_of(run + " --weight-bits 4 --bias-correction")), plain * 2 / 3);
+}
+
 TEST(RealModels, LegacyCheckpointIsListed) {
   SKIP_WITHOUT_TEST_DATA();
   const json result =

@@ -68,6 +68,15 @@ std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& re
   return timed(report, "read data", [&] { return load_dataset(options.eval.data_path, options.eval.data); });
 }
 
+std::optional<Dataset> read_calibration(const std::string& path, int64_t nsamples,
+                                        const CompressOptions& options, Report& report) {
+  if (path.empty()) return std::nullopt;
+  DataOptions rows = options.eval.data;
+  rows.split = "train";
+  rows.limit = nsamples;
+  return timed(report, "read calibration data", [&] { return load_inputs(path, rows); });
+}
+
 void evaluate_programs(const torch::jit::Module& original, const torch::jit::Module& written,
                        const Dataset& data, const CompressOptions& options, Report& report) {
   const auto metrics = timed(report, "evaluate", [&] {

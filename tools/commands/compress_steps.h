@@ -46,6 +46,9 @@ void evaluate_input(const CompressOptions& options, Report& report);
 
 // The data of --eval-data, if it is given.
 std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& report);
+// The first rows of --calib-data, if it is given: of the train split, prepared as those of --eval-data.
+std::optional<Dataset> read_calibration(const std::string& path, int64_t nsamples,
+                                        const CompressOptions& options, Report& report);
 // Measures the program as it came and as it was written on that data.
 void evaluate_programs(const torch::jit::Module& original, const torch::jit::Module& written,
                        const Dataset& data, const CompressOptions& options, Report& report);

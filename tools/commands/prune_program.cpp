@@ -43,14 +43,6 @@ std::vector<Decision> plan_program(const std::vector<Layer>& layers, const Prune
   return plan;
 }
 
-std::optional<Dataset> read_calibration(const PruneCommand& options, Report& report) {
-  if (!options.needs_inputs()) return std::nullopt;
-  DataOptions rows = options.eval.data;
-  rows.split = "train";
-  rows.limit = options.nsamples;
-  return timed(report, "read calibration data", [&] { return load_inputs(options.calib_data, rows); });
-}
-
 using Norms = std::map<WeightIdentity, InputNorm>;
 
 // Runs the program over the calibration data for the norms of what the chosen layers are given. Layers that
@@ -178,7 +170,9 @@ void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, ui
 
 void prune_program(const PruneCommand& options, const RunOptions& run, Report& report) {
   const std::optional<Dataset> data = read_eval_data(options, report);
-  const std::optional<Dataset> calibration = read_calibration(options, report);
+  const std::optional<Dataset> calibration =
+      options.needs_inputs() ? read_calibration(options.calib_data, options.nsamples, options, report)
+                             : std::nullopt;
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   make_dense(program);  // where it was stored as a bitmask

@@ -91,7 +91,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
   const auto count_written = [&](const std::string& path) {
     return reopen(report, [&] { return count_checkpoint(read_checkpoint(path, written)); });
   };
-  const auto quantize = [](const at::Tensor& rows) { return quantize_rows(rows, Int8Grid::kRow); };
+  const auto quantize = [](const at::Tensor& rows) { return quantize_rows(rows, RowGrid{}); };
   check_output(options.output, folder ? OutputKind::kFolder : OutputKind::kFile, run.force, run.inputs,
                *report.predicted_bytes);
   WeightCount count;

@@ -16,4 +16,7 @@ void install_interrupt_handlers();
 // Throws Interrupted where a stop was asked for. Long loops call it at least every second.
 void check_interrupt();
 
+// From here on the stop is being made, and check_interrupt() lets it: for what saves the work so far.
+void accept_interrupt();
+
 }  // namespace mcompress

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace mcompress {
 
@@ -21,12 +22,13 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   void step(int64_t count = 1);
+  void note(std::string text) { note_ = std::move(text); }  // shown beside the counts, such as a loss
 
  private:
   double elapsed_seconds() const;
   double seconds_left() const;
 
-  std::string phase_;
+  std::string phase_, note_;
   int64_t total_, done_ = 0;
   std::chrono::steady_clock::time_point start_, last_shown_;
 };

@@ -24,6 +24,7 @@ struct Dataset {
 
   int64_t size() const;
   at::Tensor batch(int64_t begin, int64_t end) const;  // float32; integers other than bytes stay int64
+  at::Tensor prepare(const at::Tensor& rows) const;    // the same for rows of `inputs`
 };
 
 // Reads labelled data, recognised by content. Throws Error: 66 missing, 65 malformed, 2 options

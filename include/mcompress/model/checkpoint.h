@@ -45,7 +45,7 @@ struct StoragePlan {
 std::string scale_name(const std::string& array);
 
 // Turns some rows [n, columns], float32, into codes int8 and scale [n].
-using QuantizeRows = std::function<Int8Channel(const at::Tensor& rows)>;
+using QuantizeRows = std::function<IntChannel(const at::Tensor& rows)>;
 
 // Writes the arrays of `checkpoint` that lie in its file number `part` as safetensors: those that
 // are chosen as int8 with a float32 scale beside ([rows, 1], or [1] for one scale a tensor), or as a

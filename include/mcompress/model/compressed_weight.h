@@ -7,10 +7,11 @@
 
 namespace mcompress {
 
-// Weights as 8-bit integers, one scale a row: weight ~ codes * scale.
-struct Int8Channel {
-  at::Tensor codes;  // int8, the weight's shape
+// Weights as integers of 2 to 8 bits, one scale a row: weight ~ codes * scale.
+struct IntChannel {
+  at::Tensor codes;  // int8, the weight's shape; from -2^(bits - 1), or -127, to 2^(bits - 1) - 1
   at::Tensor scale;  // float32 [rows]
+  int bits = 8;
 };
 
 // Weights in a narrower float type.
@@ -19,7 +20,7 @@ struct Dense {
 };
 
 // What a method makes of a layer's weight: a plain value that knows no file and no kernel.
-using CompressedWeight = std::variant<Int8Channel, Dense>;
+using CompressedWeight = std::variant<IntChannel, Dense>;
 
 // Rows [begin, end) of the weight, float32 [end - begin, columns].
 at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end);

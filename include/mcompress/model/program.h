@@ -18,8 +18,11 @@ namespace mcompress {
 // prints goes to stderr. Throws Error: 65, or 71 where memory does not suffice.
 torch::jit::Module load_program(const std::string& path, bool trust_code);
 
-// The program's forward pass over one batch, hooks included, without gradients. The function throws Error(65)
-// where the program fails on the batch or does not return a tensor.
+// The program's forward pass over one batch, hooks included. Throws Error(65) where the program fails on the
+// batch or does not return a tensor.
+at::Tensor run_program(torch::jit::Module& program, const at::Tensor& input);
+
+// The same without gradients.
 std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::Module& program);
 
 // The layers of a program in the order of its modules. A layer whose weight other code reads, or
@@ -52,6 +55,9 @@ bool make_dense(const torch::jit::Module& program);
 
 // A program as LibTorch serializes it, in memory.
 std::string serialize_program(const torch::jit::Module& program);
+
+// The program as it would be after it was written and loaded.
+torch::jit::Module reload_program(const torch::jit::Module& program);
 
 // Writes a serialized program as a TorchScript archive, aligned and without its debug records.
 void write_program(const std::string& serialized, OutputFile& file);

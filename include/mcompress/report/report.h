@@ -13,6 +13,7 @@
 #include "mcompress/measure/accuracy.h"
 #include "mcompress/measure/latency.h"
 #include "mcompress/model/layer.h"
+#include "mcompress/model/static_layer.h"
 
 namespace mcompress {
 
@@ -45,11 +46,39 @@ struct Metrics {
   std::optional<double> quality() const;  // top-1, or "top1" or "accuracy" of --eval-command
 };
 
+// A layer alone on the input that it is given, median seconds.
+struct LayerTiming {
+  double float_seconds = 0, integer_seconds = 0;
+};
+
+// What the outputs lose where one layer alone is quantized.
+struct LayerDamage {
+  double sqnr_db = 0;
+  std::optional<double> top1;
+};
+
 struct LayerRecord {
   std::string name, kind, decision, reason;  // reason: why it was kept
   uint64_t bytes_before = 0, bytes_after = 0;
   std::optional<double> sqnr_db = {}, max_error = {};
   std::optional<int64_t> parameters = {}, zeros = {};  // of a pruned model
+  std::optional<InputGrid> input = {};                 // of a layer that rounds its input to a fixed grid
+  std::optional<LayerTiming> timing = {};
+  std::optional<LayerDamage> damage = {};
+};
+
+// One trial of --tune: which layers stay in float, and what that gives.
+struct Trial {
+  std::vector<std::string> kept;
+  double top1 = 0;
+  bool passed = false;
+};
+
+// What static quantization and quantization-aware training tell beside the layers.
+struct Quantization {
+  int64_t folded_norms = 0;
+  std::optional<double> folding_error;  // largest change of an output by folding, as a share of the largest
+  std::vector<Trial> trials;
 };
 
 // What pruning did to the weights that it chose.
@@ -72,6 +101,21 @@ struct SweepRow {
   uint64_t dense_bytes = 0, stored_bytes = 0;  // stored as a bitmask
 };
 
+// What a training run did.
+struct TrainedEpoch {
+  int64_t epoch = 0;
+  double loss = 0, rate = 0;    // mean cross entropy, NaN for epoch 0; learning rate of the last step
+  std::optional<double> score;  // top-1 on the validation rows
+  double seconds = 0;
+};
+struct Training {
+  int64_t steps = 0, best_epoch = 0;
+  std::string stopped;
+  std::optional<int64_t> resumed_at_step;
+  std::optional<Metrics> fake_quantized;  // of quantization-aware training, before conversion
+  std::vector<TrainedEpoch> epochs;
+};
+
 struct Gate {
   std::string name;
   double limit, value;
@@ -91,6 +135,8 @@ struct Report {
   std::optional<uint64_t> predicted_bytes;
   std::optional<Metrics> before, after;
   std::vector<LayerRecord> layers;
+  std::optional<Quantization> quantization;
+  std::optional<Training> training;
   std::optional<Pruning> pruning;
   std::optional<Storage> storage;
   std::vector<SweepRow> sweep;

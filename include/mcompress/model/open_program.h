@@ -1,0 +1,33 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include <torch/script.h>
+
+#include "mcompress/model/layer.h"
+
+namespace mcompress {
+
+// Takes the place of a layer, of the batch normalization and of the ReLU that follow it: input in, output
+// out.
+using LayerFunction = std::function<at::Tensor(size_t layer, const at::Tensor& input)>;
+
+// A program in which some layers are functions of ours: for calibration, trials and training.
+class OpenProgram {
+ public:
+  // `opened` tells by index which layers; they must have no obstacle. Those in `folded` take over what
+  // follows them. All tensors are shared with `program`.
+  OpenProgram(const torch::jit::Module& program, const std::vector<Layer>& layers,
+              const std::vector<bool>& opened, const std::vector<bool>& folded);
+
+  // Runs it, with gradients where the caller wants them. Throws Error(65) as program_forward() does.
+  at::Tensor run(const at::Tensor& input, const LayerFunction& function);
+
+  torch::jit::Module& program() { return program_; }
+
+ private:
+  torch::jit::Module program_;
+};
+
+}  // namespace mcompress

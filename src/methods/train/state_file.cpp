@@ -1,0 +1,43 @@
+#include "state_file.h"
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/mapped_file.h"
+#include "mcompress/base/output.h"
+#include "mcompress/formats/safetensors.h"
+#include "mcompress/model/checkpoint.h"
+
+namespace mcompress {
+
+void write_state(const TrainState& state, const std::string& path) {
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const auto& [name, tensor] : state.tensors) {
+    const DType dtype = tensor.scalar_type() == at::kLong ? DType::kI64 : DType::kF32;
+    entries.push_back({name, dtype, {tensor.numel()}});
+  }
+  const SafetensorsWriter writer(std::move(entries), state.texts);
+  OutputFile file(path, true);
+  writer.write_header(file);
+  for (const auto& [name, tensor] : state.tensors) {
+    const at::Tensor flat = tensor.detach().contiguous();
+    writer.write(file, name, 0, {static_cast<const std::byte*>(flat.const_data_ptr()), flat.nbytes()});
+  }
+  file.commit();
+}
+
+TrainState read_state(const std::string& path) {
+  const MappedFile file(path);
+  const SafetensorsFile content = read_safetensors(file.bytes(), path);
+  TrainState state;
+  state.texts = content.metadata;
+  for (const Array& array : content.arrays) {
+    const bool known = array.dtype == DType::kF32 || array.dtype == DType::kI64;
+    if (!known || array.shape.size() != 1)
+      throw bad_data("'{}' is no training checkpoint: '{}' is no flat array of floats", path, array.name);
+    state.tensors[array.name] = rows_of(array, 0, array.shape[0]).clone();
+  }
+  return state;
+}
+
+}  // namespace mcompress

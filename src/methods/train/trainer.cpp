@@ -1,0 +1,310 @@
+#include "mcompress/methods/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+#include <sstream>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/progress.h"
+#include "optimizer.h"
+#include "state_file.h"
+
+namespace mcompress {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A seed of its own for each use and step, so that a run needs no generator's state to go on.
+uint64_t mix(uint64_t seed, uint64_t use, int64_t step) {
+  uint64_t value = seed ^ (use << 56U) ^ static_cast<uint64_t>(step);  // splitmix64
+  value += 0x9E3779B97F4A7C15U;
+  value = (value ^ (value >> 30U)) * 0xBF58476D1CE4E5B9U;
+  value = (value ^ (value >> 27U)) * 0x94D049BB133111EBU;
+  return value ^ (value >> 31U);
+}
+enum Use : uint64_t { kShuffle = 1, kAugment, kModel };
+
+at::Tensor shuffled(int64_t size, uint64_t seed) {
+  at::Tensor order = at::arange(size, at::kLong);
+  auto* values = order.mutable_data_ptr<int64_t>();
+  std::mt19937_64 random(seed);
+  for (int64_t i = size - 1; i > 0; --i)
+    std::swap(values[i], values[random() % static_cast<uint64_t>(i + 1)]);
+  return order;
+}
+
+std::string to_text(const std::vector<EpochRecord>& epochs) {
+  std::string text;
+  for (const EpochRecord& epoch : epochs) {
+    text += fmt::format("{} {:.17g} {:.17g} {} {:.17g}\n", epoch.epoch, epoch.loss, epoch.rate,
+                        epoch.score ? fmt::format("{:.17g}", *epoch.score) : "-", epoch.seconds);
+  }
+  return text;
+}
+
+std::vector<EpochRecord> epochs_of(const std::string& text) {
+  std::vector<EpochRecord> epochs;
+  std::istringstream lines(text);
+  EpochRecord epoch;
+  std::string score;
+  std::string loss;
+  while (lines >> epoch.epoch >> loss >> epoch.rate >> score >> epoch.seconds) {
+    epoch.loss = std::strtod(loss.c_str(), nullptr);  // "nan" too
+    epoch.score.reset();
+    if (score != "-") epoch.score = std::strtod(score.c_str(), nullptr);
+    epochs.push_back(epoch);
+  }
+  return epochs;
+}
+
+class Trainer {
+ public:
+  Trainer(TrainTask& task, const Dataset& data, const TrainOptions& options,
+          const CheckpointOptions& checkpoint)
+      : task_(task),
+        data_(data),
+        options_(options),
+        checkpoint_(checkpoint),
+        optimizer_(task.parameters, options),
+        batch_size_(std::min(options.batch_size, data.size())),
+        steps_(data.size() / batch_size_) {}
+
+  TrainResult run() {
+    const bool resumes = checkpoint_.resume && std::filesystem::exists(checkpoint_.path);
+    if (resumes) restore();
+    try {
+      if (!resumes && task_.score) keep_if_better({0, NAN, 0, task_.score(), 0});
+      while (epoch_ < options_.epochs && result_.stopped.empty()) run_epoch();
+    } catch (const Interrupted& stop) {
+      accept_interrupt();
+      save();
+      throw error(
+          Exit::kResumable,
+          "stopped by signal {} in epoch {} of {}, after step {} of {}; the same command with --resume "
+          "goes on from '{}'",
+          stop.signal, epoch_ + 1, options_.epochs, step_, steps_, checkpoint_.path);
+    }
+    if (task_.score) put(best_);
+    result_.steps = global_step();
+    std::filesystem::remove(checkpoint_.path);
+    return result_;
+  }
+
+ private:
+  int64_t global_step() const { return epoch_ * steps_ + step_; }
+
+  void run_epoch() {
+    const auto start = Clock::now();
+    const double before = seconds_;
+    if (task_.begin_epoch) task_.begin_epoch(epoch_);
+    const at::Tensor order = shuffled(data_.size(), mix(options_.seed, kShuffle, epoch_));
+    Progress progress(fmt::format("train epoch {} of {}", epoch_ + 1, options_.epochs), steps_);
+    if (step_ > 0) progress.step(step_);
+    while (step_ < steps_) {
+      train_step(order.slice(0, step_ * batch_size_, (step_ + 1) * batch_size_));
+      ++step_;
+      seconds_ = before + seconds_since(start);
+      progress.note(fmt::format("loss {:.4f}, rate {:.3g}", loss_sum_ / static_cast<double>(step_), rate_));
+      progress.step();
+      constexpr double kSaveEvery = 60;
+      if (seconds_since(saved_) > kSaveEvery) save();
+    }
+    finish_epoch();
+    if (result_.epochs.back().score)
+      progress.note(
+          fmt::format("loss {:.4f}, score {:.4f}", result_.epochs.back().loss, *result_.epochs.back().score));
+  }
+
+  void train_step(const at::Tensor& rows) {
+    const int64_t step = global_step();
+    at::Tensor raw = data_.inputs.index_select(0, rows);
+    const AugmentOptions& changes = options_.augment;
+    if (changes.flip || changes.crop > 0) raw = augment(raw, changes, mix(options_.seed, kAugment, step));
+    const at::Tensor inputs = data_.prepare(raw), labels = data_.labels.index_select(0, rows);
+    at::manual_seed(mix(options_.seed, kModel, step));  // for dropout
+    optimizer_.clear_gradients();
+    const at::Tensor scores = task_.forward(inputs);
+    if (scores.dim() != 2 || scores.size(0) != labels.size(0))
+      throw bad_data("the model's output is not [batch, classes], so it cannot be trained on labels");
+    if (data_max_ >= scores.size(1))
+      throw bad_data("the training data has labels outside the model's {} classes", scores.size(1));
+    const at::Tensor loss =
+        at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, options_.label_smoothing);
+    const double value = loss.item<double>();
+    if (!std::isfinite(value)) diverged(step, inputs);
+    loss.backward();
+    if (options_.clip_norm > 0) optimizer_.clip(options_.clip_norm);
+    rate_ = rate_at(options_, step, steps_);
+    optimizer_.step(rate_);
+    loss_sum_ += value;
+  }
+
+  [[noreturn]] void diverged(int64_t step, const at::Tensor& inputs) {
+    const std::string layer = task_.find_non_finite ? task_.find_non_finite(inputs) : "";
+    throw bad_data(
+        "training diverged: the loss is not finite at step {} (epoch {}){}; lower --lr, which is {:.3g}, or "
+        "set "
+        "--clip-norm",
+        step + 1, epoch_ + 1, layer.empty() ? "" : fmt::format(", first in layer '{}'", layer),
+        options_.rate);
+  }
+
+  void finish_epoch() {
+    EpochRecord record{epoch_ + 1, loss_sum_ / static_cast<double>(steps_), rate_, {}, seconds_};
+    if (task_.score) {
+      record.score = task_.score();
+      keep_if_better(record);
+    } else {
+      result_.best_epoch = record.epoch;
+      result_.epochs.push_back(record);
+    }
+    ++epoch_;
+    step_ = 0;
+    loss_sum_ = seconds_ = 0;
+    if (options_.patience > 0 && record.epoch - result_.best_epoch >= options_.patience)
+      result_.stopped = fmt::format("no better score in {} epochs", options_.patience);
+    save();
+  }
+
+  // Of equal scores the first epoch is kept; epoch 0 is the state before training.
+  void keep_if_better(const EpochRecord& record) {
+    if (best_.empty() || *record.score > best_score_) {
+      best_score_ = *record.score;
+      result_.best_epoch = record.epoch;
+      best_ = copies();
+    }
+    result_.epochs.push_back(record);
+  }
+
+  std::map<std::string, at::Tensor> tensors() const {
+    std::map<std::string, at::Tensor> all;
+    for (const Trainable& parameter : task_.parameters)
+      all["parameter/" + parameter.name] = parameter.value.detach();
+    for (const auto& [name, buffer] : task_.buffers) all["buffer/" + name] = buffer.detach();
+    return all;
+  }
+
+  std::map<std::string, at::Tensor> copies() const {
+    auto all = tensors();
+    for (auto& [name, tensor] : all) tensor = tensor.clone();
+    return all;
+  }
+
+  void put(const std::map<std::string, at::Tensor>& values) {
+    for (auto& [name, tensor] : tensors()) {
+      const auto found = values.find(name);
+      if (found == values.end() || found->second.numel() != tensor.numel())
+        throw bad_data("'{}' is not the checkpoint of this model: '{}' does not fit", checkpoint_.path, name);
+      tensor.copy_(found->second.view_as(tensor));
+    }
+  }
+
+  void save() {
+    TrainState state;
+    for (const auto& [name, tensor] : tensors()) state.tensors["now/" + name] = tensor;
+    for (const auto& [name, tensor] : best_) state.tensors["best/" + name] = tensor;
+    for (const auto& [name, tensor] : optimizer_.state()) state.tensors["optimizer/" + name] = tensor;
+    state.texts = {{"fingerprint", checkpoint_.fingerprint},
+                   {"epoch", fmt::format("{}", epoch_)},
+                   {"step", fmt::format("{}", step_)},
+                   {"loss_sum", fmt::format("{:.17g}", loss_sum_)},
+                   {"seconds", fmt::format("{:.17g}", seconds_)},
+                   {"best_epoch", fmt::format("{}", result_.best_epoch)},
+                   {"best_score", fmt::format("{:.17g}", best_score_)},
+                   {"stopped", result_.stopped},
+                   {"epochs", to_text(result_.epochs)}};
+    write_state(state, checkpoint_.path);
+    saved_ = Clock::now();
+  }
+
+  static std::map<std::string, at::Tensor> below(const std::map<std::string, at::Tensor>& all,
+                                                 const std::string& prefix) {
+    std::map<std::string, at::Tensor> result;
+    for (const auto& [name, tensor] : all) {
+      if (name.starts_with(prefix)) result[name.substr(prefix.size())] = tensor;
+    }
+    return result;
+  }
+
+  void restore() {
+    const TrainState state = read_state(checkpoint_.path);
+    const auto text = [&](const char* name) {
+      const auto found = state.texts.find(name);
+      if (found == state.texts.end())
+        throw bad_data("'{}' is no training checkpoint: it lacks '{}'", checkpoint_.path, name);
+      return found->second;
+    };
+    if (text("fingerprint") != checkpoint_.fingerprint) {
+      throw error(
+          Exit::kConfig,
+          "checkpoint '{}' belongs to a run with another model, other data or other settings; repeat that "
+          "command, or start anew without --resume and with --force",
+          checkpoint_.path);
+    }
+    const auto number = [&](const char* name) { return std::strtoll(text(name).c_str(), nullptr, 10); };
+    const auto real = [&](const char* name) { return std::strtod(text(name).c_str(), nullptr); };
+    put(below(state.tensors, "now/"));
+    best_ = below(state.tensors, "best/");
+    optimizer_.set_state(below(state.tensors, "optimizer/"));
+    epoch_ = number("epoch");
+    step_ = number("step");
+    loss_sum_ = real("loss_sum");
+    seconds_ = real("seconds");
+    result_.best_epoch = number("best_epoch");
+    best_score_ = real("best_score");
+    result_.stopped = text("stopped");
+    result_.epochs = epochs_of(text("epochs"));
+    if (step_ > 0) rate_ = rate_at(options_, global_step() - 1, steps_);
+    result_.resumed_at = global_step();
+  }
+
+  TrainTask& task_;
+  const Dataset& data_;
+  const TrainOptions& options_;
+  const CheckpointOptions& checkpoint_;
+  Optimizer optimizer_;
+  int64_t batch_size_, steps_;  // rows of a batch, batches of an epoch
+  int64_t data_max_ = data_.labels.max().item<int64_t>();
+  int64_t epoch_ = 0, step_ = 0;                  // what comes next
+  double loss_sum_ = 0, rate_ = 0, seconds_ = 0;  // of this epoch so far
+  double best_score_ = 0;
+  std::map<std::string, at::Tensor> best_;
+  Clock::time_point saved_ = Clock::now();
+  TrainResult result_;
+};
+
+}  // namespace
+
+double rate_at(const TrainOptions& options, int64_t step, int64_t steps) {
+  const double warm = step < options.warmup_steps
+                          ? static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps)
+                          : 1.0;
+  const auto total = static_cast<double>(options.epochs * steps);
+  switch (options.schedule) {
+    case Schedule::kConstant: return options.rate * warm;
+    case Schedule::kCosine:
+      return options.rate * warm * 0.5 * (1 + std::cos(M_PI * static_cast<double>(step) / total));
+    case Schedule::kStep:
+      return options.rate * warm *
+             std::pow(options.step_factor, static_cast<double>(step / steps / options.step_epochs));
+  }
+  return options.rate;
+}
+
+TrainResult train(TrainTask& task, const Dataset& data, const TrainOptions& options,
+                  const CheckpointOptions& checkpoint) {
+  return Trainer(task, data, options, checkpoint).run();
+}
+
+}  // namespace mcompress

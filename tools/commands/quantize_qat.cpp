@@ -1,0 +1,108 @@
+#include <ATen/ATen.h>
+
+#include "log.h"
+#include "mcompress/methods/qat.h"
+#include "mcompress/model/program.h"
+#include "models.h"
+#include "quantize.h"
+#include "quantize_static.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+QatOptions qat_options(const QuantizeCommand& options) {
+  QatOptions qat;
+  qat.grid = method_options(options);
+  qat.learn_scales = options.learn_scales;
+  qat.freeze_bn_after = options.freeze_bn_after;
+  qat.freeze_observers_after =
+      options.freeze_observers_after.value_or((options.training.options.epochs + 1) / 2);
+  return qat;
+}
+
+// The rows that the grids start from: --calib-data, or the first of the training rows.
+Dataset calibration_rows(const QuantizeCommand& options, const Dataset& train, Report& report) {
+  if (auto rows = read_calibration(options.calib_data, options.nsamples, options, report)) return *rows;
+  const int64_t count = std::min(options.nsamples, train.size());
+  return {train.inputs.slice(0, 0, count), train.labels.slice(0, 0, count), train.options};
+}
+
+// Static layers for training to start from. With batch statistics nothing is corrected, since the
+// normalization does that.
+MadeLayers start_layers(StaticRun& state, const std::vector<Observer>& observers, const Dataset& data,
+                        const QatOptions& options) {
+  StaticOptions grid = options.grid;
+  grid.bias_correction = options.freeze_bn_after == 0;
+  return quantize_static(state.folded, observers, state.folded.chosen, data, grid);
+}
+
+// Traced programs have no switch between training and use.
+void warn_of_tracing(const torch::jit::Module& program, Report& report) {
+  for (const auto& item : program.named_modules()) {
+    const std::string type = item.value.type()->name()->name();
+    if (type != "Dropout" && !type.starts_with("BatchNorm")) continue;
+    const auto forward = item.value.find_method("forward");
+    if (!forward) continue;
+    for (const auto* node : forward->graph()->nodes()) {
+      if (node->kind() != c10::aten::dropout && node->kind() != c10::aten::batch_norm) continue;
+      report.warnings.emplace_back(
+          "the model was traced in eval mode: its dropout and batch normalization stay as they are while it "
+          "is "
+          "are while it is trained");
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run, Report& report) {
+  const std::optional<Dataset> data = read_eval_data(options, report);
+  const auto seed = static_cast<uint64_t>(run.seed);
+  const TrainData rows = read_train_data(options.training, options.eval.data, seed, report);
+  const Dataset calibration = calibration_rows(options, rows.train, report);
+  BackgroundHash hash(options.model);
+  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
+  const auto trainee = load_program(options.model, run.trust_code);
+  make_dense(program);  // where it was stored as a bitmask
+  make_dense(trainee);
+  warn_of_tracing(trainee, report);
+  report.quantization.emplace();
+  StaticRun state(trainee, options);
+  evaluate_input(options, report);
+  const QatOptions method = qat_options(options);
+  const CheckpointOptions checkpoint =
+      checkpoint_options(options.training, options.output, run, hash.get(), report);
+  check_folding(trainee, state, calibration, report);
+  const std::vector<Observer> observers =
+      timed(report, "calibrate", [&] { return observe(state.folded, calibration, options.eval.batch_size); });
+  state.made = start_layers(state, observers, calibration, method);
+  keep_unseen(state);
+
+  QatModel model(trainee, state.folded.layers, state.folded.followers, state.made, method);
+  const Forward rounded = [&](const at::Tensor& input) { return model.evaluate(input); };
+  TrainTask task = model.task();
+  if (rows.valid) {
+    task.score = [&] { return measure_accuracy(rounded, *rows.valid, options.eval.batch_size).top1.value(); };
+  }
+  const TrainOptions train_settings = train_options(options.training, options.eval.batch_size, run.seed);
+  const TrainResult result =
+      timed(report, "train", [&] { return train(task, rows.train, train_settings, checkpoint); });
+  report.training = describe_training(result);
+  if (data) {
+    report.training->fake_quantized.emplace();
+    report.training->fake_quantized->accuracy = timed(report, "evaluate before conversion", [&] {
+      return measure_accuracy(rounded, *data, options.eval.batch_size);
+    });
+  }
+  state.made = model.convert();
+  add_other_weights(program, state.folded.layers, report);
+  add_records(state, options, report);
+  const auto quantized =
+      replace_static(model.program(), state.folded.layers, state.made, method.grid.runtime);
+  write_quantized(options, run, program, quantized, state.folded.layers, weights_of(state),
+                  data ? &*data : nullptr, hash, report);
+}
+
+}  // namespace mcompress::cli

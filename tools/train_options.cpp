@@ -1,0 +1,197 @@
+#include "train_options.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/output.h"
+#include "mcompress/base/sha256.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+constexpr const char* kGroup = "Training";
+
+CLI::Validator at_least(double low) { return CLI::Range(low, 1e300, fmt::format("from {}", low)); }
+
+}  // namespace
+
+void add_train_options(CLI::App& app, TrainCommand& command) {
+  TrainOptions& train = command.options;
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    return app.add_option(name, value, help)->group(kGroup);
+  };
+  add("--train-data", command.train_data,
+      "Labelled data to train on, as for --eval-data; of a folder the train split");
+  add("--valid-data", command.valid_data,
+      "Labelled data that each epoch is scored on; the best epoch is kept. Default: some of the training "
+      "rows");
+  add_fraction(
+      app, "--valid-share", command.valid_share,
+      "Share of the training rows that each epoch is scored on, chosen by --seed, and not trained on; 0: "
+      "none, and the last epoch is kept; default 10%")
+      ->group(kGroup);
+  add("--train-limit", command.train_limit, "Train on the first rows only; 0: all")
+      ->check(CLI::Range(0.0, 1e18));
+  add("--epochs", train.epochs, "Times that the training rows are gone through")
+      ->check(CLI::Range(1, 100'000));
+  add("--lr", train.rate, "Learning rate")->check(at_least(0));
+  add("--optimizer", command.optimizer, "sgd or adamw")->check(CLI::IsMember({"sgd", "adamw"}));
+  add("--momentum", train.momentum, "Of --optimizer sgd")->check(CLI::Range(0.0, 1.0));
+  add("--weight-decay", train.weight_decay, "Of weights; biases, scales and normalizations have none")
+      ->check(at_least(0));
+  add("--schedule", command.schedule,
+      "How the rate changes: constant; cosine: down to 0; step: see --step-epochs")
+      ->check(CLI::IsMember({"constant", "cosine", "step"}));
+  add("--step-epochs", train.step_epochs, "With --schedule step: epochs between two changes")
+      ->check(CLI::Range(1, 100'000));
+  add("--step-factor", train.step_factor, "With --schedule step: what the rate is multiplied by")
+      ->check(CLI::Range(0.0, 1.0));
+  add("--warmup-steps", train.warmup_steps, "Steps in which the rate grows from 0")->check(at_least(0));
+  add("--clip-norm", train.clip_norm, "Most that the norm of all gradients may be; 0: any")
+      ->check(at_least(0));
+  add("--label-smoothing", train.label_smoothing, "Share of the target that all classes have together")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_flag("--flip", train.augment.flip, "Turn half of the images left to right")->group(kGroup);
+  add("--crop", train.augment.crop, "Move images by up to so many pixels each way")
+      ->check(CLI::Range(0, 10'000));
+  add("--patience", train.patience, "Epochs without a better score that end the training; 0: never")
+      ->check(at_least(0));
+  app.add_flag("--resume", command.resume, "Go on from the checkpoint that a stopped run left")
+      ->group(kGroup);
+}
+
+TrainOptions train_options(const TrainCommand& command, int64_t batch_size, int64_t seed) {
+  static const std::map<std::string, Schedule> kSchedules = {
+      {"constant", Schedule::kConstant}, {"cosine", Schedule::kCosine}, {"step", Schedule::kStep}};
+  TrainOptions options = command.options;
+  options.optimizer = command.optimizer == "sgd" ? OptimizerKind::kSgd : OptimizerKind::kAdamW;
+  options.schedule = kSchedules.at(command.schedule);
+  options.batch_size = batch_size;
+  options.seed = static_cast<uint64_t>(seed);
+  return options;
+}
+
+TrainData read_train_data(const TrainCommand& command, const DataOptions& options, uint64_t seed,
+                          Report& report) {
+  DataOptions rows = options;
+  rows.split = "train";
+  rows.limit = command.train_limit;
+  TrainData data;
+  data.train = timed(report, "read training data", [&] { return load_dataset(command.train_data, rows); });
+  if (command.options.augment.flip || command.options.augment.crop > 0) {
+    if (data.train.inputs.dim() != 4)
+      throw error(Exit::kUsage, "--flip and --crop are for images, and '{}' has inputs of {} dimensions",
+                  command.train_data, data.train.inputs.dim() - 1);
+  }
+  if (!command.valid_data.empty()) {
+    rows.split = "test";
+    rows.limit = 0;
+    data.valid =
+        timed(report, "read validation data", [&] { return load_dataset(command.valid_data, rows); });
+    return data;
+  }
+  constexpr double kShare = 0.1;
+  const auto held =
+      static_cast<int64_t>(command.valid_share.value_or(kShare) * static_cast<double>(data.train.size()));
+  if (held == 0) return data;
+  if (held == data.train.size())
+    throw error(Exit::kUsage, "--valid-share leaves none of the {} rows to train on", data.train.size());
+  std::vector<int64_t> order(static_cast<size_t>(data.train.size()));
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937_64 random(seed);
+  for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
+  std::sort(order.begin(), order.begin() + held);
+  std::sort(order.begin() + held, order.end());
+  const at::Tensor indices = at::tensor(order, at::kLong);
+  const auto part = [&](int64_t begin, int64_t end) {
+    const at::Tensor chosen = indices.slice(0, begin, end);
+    return Dataset{data.train.inputs.index_select(0, chosen), data.train.labels.index_select(0, chosen),
+                   data.train.options};
+  };
+  return {part(held, data.train.size()), part(0, held)};
+}
+
+CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& output,
+                                     const RunOptions& run, const std::string& model_hash,
+                                     const Report& report) {
+  // What a setting may change without changing what is trained.
+  static const std::set<std::string> kFree = {"model",
+                                              "output",
+                                              "report",
+                                              "config",
+                                              "threads",
+                                              "progress",
+                                              "log_format",
+                                              "force",
+                                              "quiet",
+                                              "verbose",
+                                              "resume",
+                                              "trust_code",
+                                              "dry_run",
+                                              "eval_data",
+                                              "eval_command",
+                                              "limit",
+                                              "max_accuracy_drop",
+                                              "drop",
+                                              "min_agreement",
+                                              "min_size_ratio",
+                                              "max_latency_ratio",
+                                              "train_data",
+                                              "valid_data",
+                                              "calib_data",
+                                              "data_config"};
+  CheckpointOptions options;
+  options.path = output + ".checkpoint";
+  options.resume = command.resume;
+  std::string text = model_hash;
+  for (const std::string& path : {command.train_data, command.valid_data}) {
+    if (!path.empty()) text += "\n" + (std::filesystem::exists(path) ? sha256_of_path(path) : path);
+  }
+  for (const Setting& setting : report.settings) {
+    if (kFree.contains(setting.name)) continue;
+    std::visit(
+        [&](const auto& value) {
+          using Value = std::decay_t<decltype(value)>;
+          if constexpr (std::is_same_v<Value, std::monostate>) {
+            text += fmt::format("\n{}", setting.name);
+          } else if constexpr (std::is_same_v<Value, std::vector<std::string>> ||
+                               std::is_same_v<Value, std::vector<double>>) {
+            text += fmt::format("\n{} {}", setting.name, fmt::join(value, "\x1f"));
+          } else {
+            text += fmt::format("\n{} {}", setting.name, value);
+          }
+        },
+        setting.value);
+  }
+  options.fingerprint = sha256_of(std::as_bytes(std::span(text)));
+  if (options.resume && std::filesystem::exists(options.path)) return options;
+  if (std::filesystem::exists(options.path) && !run.force) {
+    throw error(
+        Exit::kCannotCreate,
+        "'{}' holds the state of a stopped run; go on from it with --resume, or start anew with --force",
+        options.path);
+  }
+  check_output(options.path, OutputKind::kFile, true, run.inputs);
+  return options;
+}
+
+Training describe_training(const TrainResult& result) {
+  Training training;
+  training.steps = result.steps;
+  training.best_epoch = result.best_epoch;
+  training.stopped = result.stopped;
+  training.resumed_at_step = result.resumed_at;
+  for (const EpochRecord& epoch : result.epochs)
+    training.epochs.push_back({epoch.epoch, epoch.loss, epoch.rate, epoch.score, epoch.seconds});
+  return training;
+}
+
+}  // namespace mcompress::cli
