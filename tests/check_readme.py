@@ -30,7 +30,7 @@ def main():
         prepare(binary, repository, folder)
         for command in commands:
             print("mcompress", command, flush=True)
-            subprocess.run(f"{binary} {command}", shell=True, check=True, cwd=folder, env={**os.environ, "MCOMPRESS_LIMIT": "500"})
+            subprocess.run(f"{binary} {command}", shell=True, check=True, cwd=folder, env={**os.environ, "MCOMPRESS_LIMIT": "500", "MCOMPRESS_TRAIN_LIMIT": "1000"})
 
 
 if __name__ == "__main__":

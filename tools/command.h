@@ -55,6 +55,10 @@ CLI::Option* add_fraction(CLI::App& app, const std::string& names, std::optional
 CLI::Option* add_count(CLI::App& app, const std::string& names, std::optional<int64_t>& value,
                        const std::string& help);
 
+// A number of this range; NaN is in none.
+CLI::Validator number_from(double low, double high);
+CLI::Validator at_least(double low);
+
 void add_nsamples(CLI::App& app, int64_t& value);
 
 void add_gate_options(CLI::App& app, GateOptions& gates);

@@ -1,5 +1,6 @@
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include <nlohmann/json.hpp>
 
@@ -109,6 +110,19 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
                  "Your own program, run with {model} replaced by the model's path; it prints one JSON object "
                  "of numbers");
 }
+
+CLI::Validator number_from(double low, double high) {
+  const auto check = [=](std::string& text) -> std::string {
+    const double number = to_number(text);
+    if (number >= low && number <= high) return "";
+    if (high == std::numeric_limits<double>::max())
+      return fmt::format("'{}' is no number from {}", text, low);
+    return fmt::format("'{}' is no number from {} to {}", text, low, high);
+  };
+  return {check, "", "number"};
+}
+
+CLI::Validator at_least(double low) { return number_from(low, std::numeric_limits<double>::max()); }
 
 double fraction_of(const std::string& text) {
   std::string number = text;

@@ -19,7 +19,13 @@ namespace {
 
 constexpr const char* kGroup = "Training";
 
-CLI::Validator at_least(double low) { return CLI::Range(low, 1e300, fmt::format("from {}", low)); }
+// Of a file, a folder, or two files with a comma between.
+std::string hash_of_data(const std::string& path) {
+  const size_t comma = path.find(',');
+  if (path.empty() || std::filesystem::exists(path) || comma == std::string::npos)
+    return path.empty() ? "" : sha256_of_path(path);
+  return sha256_of_path(path.substr(0, comma)) + sha256_of_path(path.substr(comma + 1));
+}
 
 }  // namespace
 
@@ -38,13 +44,12 @@ void add_train_options(CLI::App& app, TrainCommand& command) {
       "Share of the training rows that each epoch is scored on, chosen by --seed, and not trained on; 0: "
       "none, and the last epoch is kept; default 10%")
       ->group(kGroup);
-  add("--train-limit", command.train_limit, "Train on the first rows only; 0: all")
-      ->check(CLI::Range(0.0, 1e18));
+  add("--train-limit", command.train_limit, "Train on the first rows only; 0: all")->check(at_least(0));
   add("--epochs", train.epochs, "Times that the training rows are gone through")
       ->check(CLI::Range(1, 100'000));
   add("--lr", train.rate, "Learning rate")->check(at_least(0));
   add("--optimizer", command.optimizer, "sgd or adamw")->check(CLI::IsMember({"sgd", "adamw"}));
-  add("--momentum", train.momentum, "Of --optimizer sgd")->check(CLI::Range(0.0, 1.0));
+  add("--momentum", train.momentum, "Of --optimizer sgd")->check(number_from(0, 1));
   add("--weight-decay", train.weight_decay, "Of weights; biases, scales and normalizations have none")
       ->check(at_least(0));
   add("--schedule", command.schedule,
@@ -53,12 +58,12 @@ void add_train_options(CLI::App& app, TrainCommand& command) {
   add("--step-epochs", train.step_epochs, "With --schedule step: epochs between two changes")
       ->check(CLI::Range(1, 100'000));
   add("--step-factor", train.step_factor, "With --schedule step: what the rate is multiplied by")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_from(0, 1));
   add("--warmup-steps", train.warmup_steps, "Steps in which the rate grows from 0")->check(at_least(0));
   add("--clip-norm", train.clip_norm, "Most that the norm of all gradients may be; 0: any")
       ->check(at_least(0));
   add("--label-smoothing", train.label_smoothing, "Share of the target that all classes have together")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_from(0, 1));
   app.add_flag("--flip", train.augment.flip, "Turn half of the images left to right")->group(kGroup);
   add("--crop", train.augment.crop, "Move images by up to so many pixels each way")
       ->check(CLI::Range(0, 10'000));
@@ -101,7 +106,12 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   constexpr double kShare = 0.1;
   const auto held =
       static_cast<int64_t>(command.valid_share.value_or(kShare) * static_cast<double>(data.train.size()));
-  if (held == 0) return data;
+  if (held == 0) {
+    if (command.options.patience > 0)
+      throw error(Exit::kUsage,
+                  "--patience needs rows to score an epoch on; pass --valid-data or a larger --valid-share");
+    return data;
+  }
   if (held == data.train.size())
     throw error(Exit::kUsage, "--valid-share leaves none of the {} rows to train on", data.train.size());
   std::vector<int64_t> order(static_cast<size_t>(data.train.size()));
@@ -119,9 +129,9 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   return {part(held, data.train.size()), part(0, held)};
 }
 
-CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& output,
-                                     const RunOptions& run, const std::string& model_hash,
-                                     const Report& report) {
+CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& calib_data,
+                                     const std::string& output, const RunOptions& run,
+                                     const std::string& model_hash, Report& report) {
   // What a setting may change without changing what is trained.
   static const std::set<std::string> kFree = {"model",
                                               "output",
@@ -152,9 +162,8 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
   options.path = output + ".checkpoint";
   options.resume = command.resume;
   std::string text = model_hash;
-  for (const std::string& path : {command.train_data, command.valid_data}) {
-    if (!path.empty()) text += "\n" + (std::filesystem::exists(path) ? sha256_of_path(path) : path);
-  }
+  for (const std::string& path : {command.train_data, command.valid_data, calib_data})
+    text += "\n" + hash_of_data(path);
   for (const Setting& setting : report.settings) {
     if (kFree.contains(setting.name)) continue;
     std::visit(
@@ -172,6 +181,9 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
         setting.value);
   }
   options.fingerprint = sha256_of(std::as_bytes(std::span(text)));
+  if (!run.report.empty() && is_inside(run.report, options.path))
+    throw error(Exit::kCannotCreate, "report '{}' is the checkpoint of the run; choose another name",
+                run.report);
   if (options.resume && std::filesystem::exists(options.path)) return options;
   if (std::filesystem::exists(options.path) && !run.force) {
     throw error(
@@ -180,6 +192,9 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
         options.path);
   }
   check_output(options.path, OutputKind::kFile, true, run.inputs);
+  if (options.resume)
+    report.warnings.push_back(
+        fmt::format("there is no '{}' to go on from; the run starts anew", options.path));
   return options;
 }
 

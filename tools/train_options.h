@@ -31,9 +31,9 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
 
 // Where the state is kept while a run lasts, beside the output. Refuses (73) one that is there, but for
 // --resume and --force, and a path that is none to write to.
-CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& output,
-                                     const RunOptions& run, const std::string& model_hash,
-                                     const Report& report);
+CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& calib_data,
+                                     const std::string& output, const RunOptions& run,
+                                     const std::string& model_hash, Report& report);
 
 // The report's part on training.
 Training describe_training(const TrainResult& result);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include <ATen/ATen.h>
 
@@ -42,14 +43,18 @@ void check_weight(const Layer& layer, const FloatLayer& folded) {
   }
 }
 
-IntChannel quantize_weight(const Layer& layer, const FloatLayer& folded, const StaticOptions& options) {
-  RowGrid grid{.bits = options.weight_bits, .search = options.search_weights};
-  StaticLayer trial;  // for what decides the runtime: the bits
-  trial.weight.bits = options.weight_bits;
-  if (options.activation_bits) trial.input = InputGrid{.bits = *options.activation_bits};
+// Whether the layer's kernel adds up pairs of products in 16 bits on some CPUs.
+bool needs_pairs(const Layer& layer, const StaticOptions& options) {
   constexpr int kByte = 8;
-  grid.pairs = static_runtime_of(layer, trial, options.runtime) == Runtime::kInt8 &&
-               options.activation_bits == kByte && options.weight_bits == kByte;
+  if (options.activation_bits != kByte || options.weight_bits != kByte) return false;
+  StaticLayer trial;  // what decides the runtime is the bits
+  trial.weight.bits = options.weight_bits;
+  trial.input = InputGrid{.bits = kByte};
+  return static_runtime_of(layer, trial, options.runtime) == Runtime::kInt8;
+}
+
+IntChannel quantize_weight(const FloatLayer& folded, bool pairs, const StaticOptions& options) {
+  const RowGrid grid{.bits = options.weight_bits, .pairs = pairs, .search = options.search_weights};
   return options.per_tensor ? quantize_tensor(folded.weight, grid) : quantize_rows(folded.weight, grid);
 }
 
@@ -186,6 +191,18 @@ at::Tensor FoldedProgram::run(const at::Tensor& input, const MadeLayers& made) {
   });
 }
 
+namespace {
+
+void check_input(const Layer& layer, const at::Tensor& input) {
+  if (!layer.convolution || input.dim() == layer.weight.dim()) return;
+  throw bad_data(
+      "layer '{0}' is given inputs without a batch dimension, which integer convolutions need; use "
+      "--ignore '^{0}$'",
+      layer.name);
+}
+
+}  // namespace
+
 std::vector<Observer> observe(FoldedProgram& program, const Dataset& data, int64_t batch_size) {
   const c10::InferenceMode guard;
   std::vector<Observer> observers;
@@ -194,6 +211,7 @@ std::vector<Observer> observe(FoldedProgram& program, const Dataset& data, int64
   for (int64_t begin = 0; begin < data.size(); begin += batch_size) {
     const int64_t end = std::min(begin + batch_size, data.size());
     program.open.run(data.batch(begin, end), [&](size_t layer, const at::Tensor& input) {
+      check_input(program.layers[layer], input);
       if (program.layers[layer].kind != LayerKind::kEmbedding) observers[layer].add(input);
       return program.finish(layer, program.run_layer(layer, input));
     });
@@ -219,6 +237,11 @@ MadeLayers quantize_static(FoldedProgram& program, const std::vector<Observer>& 
   const c10::InferenceMode guard;
   MadeLayers made(program.layers.size());
   std::map<WeightIdentity, IntChannel> shared;  // weights of several layers stay one in the file
+  std::set<WeightIdentity> paired;
+  for (size_t i = 0; i < program.layers.size(); ++i) {
+    if (wanted[i] && needs_pairs(program.layers[i], options))
+      paired.insert(identity_of(program.layers[i].weight));
+  }
   std::map<size_t, IntChannel> searched;
   if (options.search_weights && options.weight_bits < 8 && !options.per_tensor && data.inputs.defined())
     searched = search_weights(program, wanted, data, options);
@@ -232,10 +255,12 @@ MadeLayers quantize_static(FoldedProgram& program, const std::vector<Observer>& 
     if (const auto found = searched.find(i); found != searched.end()) {
       weight = found->second;
     } else if (program.followers[i].norm) {
-      weight = quantize_weight(layer, program.folded[i], options);
+      weight = quantize_weight(program.folded[i], paired.contains(identity_of(layer.weight)), options);
     } else {
       const auto [found, is_new] = shared.try_emplace(identity_of(layer.weight));
-      if (is_new) found->second = quantize_weight(layer, program.folded[i], options);
+      if (is_new)
+        found->second =
+            quantize_weight(program.folded[i], paired.contains(identity_of(layer.weight)), options);
       weight = found->second;
     }
     std::optional<InputGrid> input;

@@ -45,9 +45,26 @@ std::optional<NormCall> find_norm_call(const torch::jit::Graph& graph) {
   return call;
 }
 
+bool has_hooks(const Module& module) {
+  return !module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty();
+}
+
+// Methods and hooks.
+std::vector<torch::jit::Function*> functions_of(const Module& module) {
+  std::vector<torch::jit::Function*> functions = module.type()->methods();
+  for (const auto& hooks : {module.type()->getForwardHooks(), module.type()->getForwardPreHooks()})
+    functions.insert(functions.end(), hooks.begin(), hooks.end());
+  return functions;
+}
+
+// A class of torch.nn, not one of the user's with the same name.
+bool is_of_torch(const Module& module, const std::string& name) {
+  return module.type()->name()->name() == name &&
+         module.type()->name()->qualifiedName().starts_with("__torch__.torch.nn.modules.");
+}
+
 bool is_norm(const Module& module) {
-  const std::string name = module.type()->name()->name();
-  return name == "BatchNorm1d" || name == "BatchNorm2d";
+  return is_of_torch(module, "BatchNorm1d") || is_of_torch(module, "BatchNorm2d");
 }
 
 // The numbers of a batch normalization. Its momentum may be None, which torch means as a plain average.
@@ -80,7 +97,10 @@ struct Calls {
   std::map<const Object*, int> objects;
   std::set<std::string> unresolved;  // types of modules that are called in a way that does not name them
 
+  bool through_interface = false;  // by which any module may be meant
+
   bool once(const Module& module) const {
+    if (through_interface) return false;
     const auto found = objects.find(module._ivalue().get());
     return found != objects.end() && found->second == 1 &&
            !unresolved.contains(module.type()->name()->qualifiedName());
@@ -101,6 +121,7 @@ class SiteFinder {
   void visit(Block* block) {
     for (Node* node : block->nodes()) {
       for (Block* inner : node->blocks()) visit(inner);
+      if (node->hasAttribute(c10::attr::Subgraph)) visit(node->g(c10::attr::Subgraph)->block());  // of a fork
       if (node->kind() != c10::prim::CallMethod || node->input(0) == self_) continue;  // its own helpers
       const auto module = module_of(node->input(0), self_, owner_);
       count(node, module);
@@ -115,6 +136,8 @@ class SiteFinder {
       ++calls_->objects[module->_ivalue().get()];
     } else if (const auto type = node->input(0)->type()->cast<c10::ClassType>()) {
       calls_->unresolved.insert(type->name()->qualifiedName());
+    } else {
+      calls_->through_interface = true;
     }
   }
 
@@ -122,7 +145,8 @@ class SiteFinder {
     Site site{layer};
     const Value* value = call->output();
     Node* user = only_user(value);
-    if (user != nullptr && user->kind() == c10::prim::CallMethod && user->inputs().size() == 2) {
+    if (user != nullptr && user->kind() == c10::prim::CallMethod && user->inputs().size() == 2 &&
+        user->s(c10::attr::name).starts_with("forward")) {
       const auto module = module_of(user->input(0), self_, owner_);
       if (module && is_norm(*module)) {
         site.norm = module->_ivalue().get();
@@ -153,7 +177,7 @@ class SiteFinder {
     }
     if (node->kind() != c10::prim::CallMethod) return false;
     const auto module = module_of(node->input(0), self_, owner_);
-    return module && module->type()->name()->name() == "ReLU";
+    return module && is_of_torch(*module, "ReLU") && !has_hooks(*module);
   }
 
   const std::set<const Object*>& layers_;
@@ -172,10 +196,14 @@ std::map<const Object*, size_t> index_layers(const Module& program, const std::v
   std::map<std::string, size_t> names;
   for (size_t i = 0; i < layers.size(); ++i) names.emplace(layers[i].name, i);
   std::map<const Object*, size_t> result;
+  std::set<const Object*> twice;  // under two names, each of which may be replaced alone
   for (const auto& item : program.named_modules()) {
     const auto found = names.find(item.name);
-    if (found != names.end()) result.emplace(item.value._ivalue().get(), found->second);
+    if (found == names.end()) continue;
+    if (!result.emplace(item.value._ivalue().get(), found->second).second)
+      twice.insert(item.value._ivalue().get());
   }
+  for (const Object* object : twice) result.erase(object);
   return result;
 }
 
@@ -183,10 +211,6 @@ std::set<const Object*> keys_of(const std::map<const Object*, size_t>& map) {
   std::set<const Object*> keys;
   for (const auto& [object, index] : map) keys.insert(object);
   return keys;
-}
-
-bool has_hooks(const Module& module) {
-  return !module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty();
 }
 
 // The value that a follower was given.
@@ -209,14 +233,16 @@ bool reads(Block* block, const c10::ClassTypePtr& type, const std::string& name)
     for (Block* inner : node->blocks()) {
       if (reads(inner, type, name)) return true;
     }
+    if (node->hasAttribute(c10::attr::Subgraph) && reads(node->g(c10::attr::Subgraph)->block(), type, name))
+      return true;
   }
   return false;
 }
 
 bool reads(const Module& program, const c10::ClassTypePtr& type, const std::string& name) {
   for (const Module& module : program.modules()) {
-    for (const auto& method : module.get_methods()) {
-      if (reads(method.graph()->block(), type, name)) return true;
+    for (torch::jit::Function* function : functions_of(module)) {
+      if (reads(torch::jit::toGraphFunction(*function).graph()->block(), type, name)) return true;
     }
   }
   return false;
@@ -262,8 +288,9 @@ FollowerList find_followers(const Module& program, const std::vector<Layer>& lay
   std::set<const Object*> visited;
   for (const Module& module : program.modules()) {
     if (!visited.insert(module._ivalue().get()).second) continue;
-    for (const auto& method : module.get_methods()) {
-      for (const Site& site : find_sites(module, *method.graph(), objects, &calls)) sites.push_back(site);
+    for (torch::jit::Function* function : functions_of(module)) {
+      auto& graph = *torch::jit::toGraphFunction(*function).graph();
+      for (const Site& site : find_sites(module, graph, objects, &calls)) sites.push_back(site);
     }
   }
   FollowerList result;

@@ -88,11 +88,30 @@ bool is_pad(const Value* value) {
   return function && function->function()->name() == "pad" && node->inputs().size() == 5;
 }
 
+namespace {
+
+// Whether torch's own helper, or one that does the same, is all there is.
+bool only_convolves(const torch::jit::Graph& helper, const Node* convolution) {
+  if (helper.outputs().size() != 1 || helper.outputs()[0] != convolution->output()) return false;
+  constexpr size_t kWeight = 2;  // of self, input, weight, bias
+  if (convolution->input(1) != helper.inputs()[kWeight]) return false;
+  for (const Node* node : helper.nodes()) {
+    const bool plain = node->kind() == c10::prim::Constant || node->kind() == c10::prim::GetAttr ||
+                       node->kind() == c10::prim::ListConstruct;
+    if (!plain && node != convolution && node != convolution->input(0)->node()) return false;
+  }
+  const Value* input = convolution->input(0);
+  if (is_pad(input)) input = input->node()->input(input->node()->kind() == c10::prim::CallFunction ? 1 : 0);
+  return input == helper.inputs()[1];
+}
+
+}  // namespace
+
 std::optional<Convolution> read_convolution(const Module& module, const torch::jit::Graph& method) {
   const auto helper = module.find_method("_conv_forward");
   const auto graph = helper ? helper->graph() : nullptr;
   const Node* node = find_convolution(helper ? *graph : method);
-  if (node == nullptr) return std::nullopt;
+  if (node == nullptr || (helper && !only_convolves(*graph, node))) return std::nullopt;
   const at::IntArrayRef kernel = module.attr("weight").toTensor().sizes().slice(2);
   constexpr size_t kStride = 3, kPadding = 4, kDilation = 5;
   const size_t groups_at = node->kind() == c10::aten::_convolution ? 8 : 6;

@@ -204,6 +204,9 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
   if (layer.weight.scalar_type() != at::kFloat)
     layer.obstacle = fmt::format("its weight is {}, not float32", c10::toString(layer.weight.scalar_type()));
   if (layer.weight.numel() == 0) layer.obstacle = "its weight is empty";
+  const bool convolution = layer.kind == LayerKind::kConv1d || layer.kind == LayerKind::kConv2d;
+  if (convolution && layer.weight.dim() > 4)
+    layer.obstacle = "it is a convolution of more than two dimensions";
   if (has_hooks(module)) layer.obstacle = "its module has forward hooks";
   const std::string used = uses.find(module);
   if (!used.empty()) layer.obstacle = fmt::format("another module uses its '{}' directly", used);

@@ -62,14 +62,22 @@ std::string quantize_source(const StaticLayer& layer) {
                      (1 << layer.input->bits) - 1);
 }
 
+// The layer applied to x in float32, with `weight` an expression.
+std::string float_call(const Layer& layer, const std::string& weight) {
+  if (layer.kind == LayerKind::kLinear) return fmt::format("torch.linear(x, {}, self.bias)", weight);
+  return fmt::format("torch.{}(x, {}, self.bias, {})", conv_name(layer), weight, slide(*layer.convolution));
+}
+
+// The kernels lose the shape of an empty input, so that one goes another way.
 std::string int8_forward(const Layer& layer, const StaticLayer& made) {
   const bool linear = layer.kind == LayerKind::kLinear;
   return fmt::format(
-      "def {{}}(self, x: Tensor) -> Tensor:\n{}{}.to(dtype=0)\n"
+      "def {{}}(self, x: Tensor) -> Tensor:\n{}    if x.numel() == 0:\n        return {}\n{}.to(dtype=0)\n"
       "    return onednn.q{}_pointwise(q, self.input_scale, self.zero_point, self.packed, self.scale, "
       "self.zero, self.bias, {}1.0, 0, 6, \"{}\", [], \"\")\n",
-      pad_source(layer), quantize_source(made), linear ? "linear" : conv_name(layer),
-      linear ? "" : slide(*layer.convolution) + ", ", made.relu ? "relu" : "none");
+      pad_source(layer), float_call(layer, "self.weight.to(dtype=6)"), quantize_source(made),
+      linear ? "linear" : conv_name(layer), linear ? "" : slide(*layer.convolution) + ", ",
+      made.relu ? "relu" : "none");
 }
 
 std::string portable_forward(const Layer& layer, const StaticLayer& made) {
@@ -81,11 +89,7 @@ std::string portable_forward(const Layer& layer, const StaticLayer& made) {
   const std::vector<int64_t> ones(static_cast<size_t>(layer.weight.dim() - 1), 1);
   source +=
       fmt::format("    w = self.weight.to(dtype=6) * self.scale.view([-1, {}])\n", fmt::join(ones, ", "));
-  const std::string call =
-      layer.kind == LayerKind::kLinear
-          ? "torch.linear(x, w, self.bias)"
-          : fmt::format("torch.{}(x, w, self.bias, {})", conv_name(layer), slide(*layer.convolution));
-  return source + fmt::format("    return {}{}\n", call, made.relu ? ".relu_()" : "");
+  return source + fmt::format("    return {}{}\n", float_call(layer, "w"), made.relu ? ".relu_()" : "");
 }
 
 constexpr const char* kEmbeddingForward = R"(

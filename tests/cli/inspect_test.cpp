@@ -17,7 +17,7 @@ TEST(Inspect, ListsEachWeightWithItsKindAndWhatCanTreatIt) {
   EXPECT_EQ(rows["fc1.weight"]["commands"], json::array({"quantize", "prune"}));
   EXPECT_EQ(rows["conv1.weight"]["kind"], "conv2d");
   EXPECT_EQ(rows["conv1.weight"]["commands"], json::array({"prune"}));
-  EXPECT_EQ(rows["conv1.weight"]["obstacle"], "dynamic mode treats no convolutions");
+  EXPECT_EQ(rows["conv1.weight"]["obstacle"], "dynamic mode treats no convolutions, static mode does");
   EXPECT_EQ(rows["bn1.running_mean"]["kind"], "other");
   EXPECT_EQ(rows["conv2.weight"]["shape"], json::parse("[48,24,3,3]"));
   EXPECT_EQ(rows["conv2.weight"]["bytes"], 48 * 24 * 9 * 4);

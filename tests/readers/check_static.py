@@ -188,6 +188,7 @@ def check_case(binary, folder, name, model, data, folded, kept):
         assert not names & folded and kept <= names, (what, names)
         got = loaded(x)
         assert sqnr(exact, got) > 25, (what, sqnr(exact, got))
+        assert loaded(x[:0]).shape == model(x[:0]).shape, what
         again = io.BytesIO()
         torch.jit.save(loaded, again)
         again.seek(0)
@@ -249,11 +250,24 @@ def check_arithmetic(binary, folder):
     assert ((weight_of(first) - exact).abs() <= first.scale.view(-1, 1, 1, 1) * 0.501).all()
 
 
+def check_kept(binary, folder):
+    """Convolutions of three dimensions stay, scripted and traced."""
+    model, data = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(1), nn.Linear(4 * 72, 5)).eval(), floats(16, 1, 4, 8, 8)
+    np.save(folder / "calib.npy", data.numpy())
+    for program in (torch.jit.script(model), torch.jit.trace(model, data[:2])):
+        program.save(str(folder / "model.pt"))
+        report = quantize(binary, str(folder / "model.pt"), str(folder / "out.pt"), str(folder / "calib.npy"))
+        made = {layer["name"]: layer["decision"] for layer in report["layers"]}
+        assert made["2"] == "int8" and "int8" not in [d for n, d in made.items() if n != "2"], made
+        assert sqnr(model(data), torch.jit.load(str(folder / "out.pt"))(data)) > 25
+
+
 def main():
     binary = sys.argv[1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         check_arithmetic(binary, folder)
+        check_kept(binary, folder)
         for case in CASES:
             check_case(binary, folder, *case)
     print(f"{len(CASES)} models x 2 forms")

@@ -154,6 +154,26 @@ def check_refusals():
     run("script.pt", "no.pt", "--valid-share", "1", code=2, words="leaves none of the")
     np.savez("five.npz", images=np.zeros((8, 1, 12, 12), np.float32), labels=np.full(8, 5))
     run("script.pt", "no.pt", "--valid-share", "0", data="five.npz", code=65, words="labels outside the model's 4")
+    np.savez("minus.npz", images=np.zeros((8, 1, 12, 12), np.float32), labels=np.full(8, -1))
+    run("script.pt", "no.pt", "--valid-share", "0", data="minus.npz", code=65, words="negative labels")
+    np.savez("nan.npz", images=np.full((8, 1, 12, 12), np.nan, np.float32), labels=np.zeros(8, np.int64))
+    run("script.pt", "no.pt", data="nan.npz", code=65, words="layer 'conv1' is given NaN")
+    for option in ("--lr", "--momentum", "--weight-decay", "--clip-norm", "--label-smoothing"):
+        run("script.pt", "no.pt", option, "nan", code=2, words="no number from 0")
+    run("script.pt", "no.pt", "--per-tensor", code=2, words="--per-tensor does not go with --mode qat")
+    run("script.pt", "no.pt", "--patience", "2", "--valid-share", "0", code=2, words="--patience needs rows")
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(144, 4)
+
+        def forward(self, x):
+            y = torch.sigmoid(self.fc(x.flatten(1)))
+            return self.fc.weight.sum() + y * y.clamp_(0, 0.5)
+
+    torch.jit.script(InPlace().eval()).save("inplace.pt")
+    run("inplace.pt", "no.pt", code=65)
     np.savez("flat.npz", images=np.zeros((8, 144), np.float32), labels=np.zeros(8, np.int64))
     run("script.pt", "no.pt", "--flip", data="flat.npz", code=2, words="--flip and --crop are for images")
     bad = torch.jit.load("script.pt")

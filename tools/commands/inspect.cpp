@@ -14,6 +14,7 @@
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/program.h"
 #include "models.h"
+#include "quantize.h"
 
 namespace mcompress::cli {
 
@@ -32,9 +33,11 @@ struct Row {
   std::string equals = {};   // an earlier row of the same content
 };
 
+// Of a kind of layer, embeddings being allowed.
 std::string quantize_obstacle(LayerKind kind) {
-  return kind == LayerKind::kConv1d || kind == LayerKind::kConv2d ? "dynamic mode treats no convolutions"
-                                                                  : "";
+  QuantizeCommand options;
+  options.embeddings = true;
+  return obstacle_of(kind, options);
 }
 
 at::Tensor as_bytes(const at::Tensor& values) { return values.detach().contiguous().view(at::kByte); }

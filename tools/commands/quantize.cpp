@@ -35,14 +35,23 @@ void check_training_options(const QuantizeCommand& options) {
   if (options.mode == "qat" && options.training.train_data.empty() && !options.dry_run)
     throw error(Exit::kUsage, "--mode qat needs --train-data");
   if (options.mode != "qat") {
-    const std::map<std::string, bool> used = {{"--train-data", !options.training.train_data.empty()},
-                                              {"--resume", options.training.resume},
-                                              {"--learn-scales", options.learn_scales}};
+    const TrainCommand &asked = options.training, plain;
+    const std::map<std::string, bool> used = {
+        {"--train-data", !asked.train_data.empty()},
+        {"--valid-data", !asked.valid_data.empty()},
+        {"--valid-share", asked.valid_share.has_value()},
+        {"--epochs", asked.options.epochs != plain.options.epochs},
+        {"--lr", asked.options.rate != plain.options.rate},
+        {"--resume", asked.resume},
+        {"--freeze-bn-after", options.freeze_bn_after != 0},
+        {"--freeze-observers-after", options.freeze_observers_after.has_value()},
+        {"--learn-scales", options.learn_scales}};
     for (const auto& [name, given] : used) {
       if (given) throw error(Exit::kUsage, "{} goes with --mode qat", name);
     }
     return;
   }
+  if (options.per_tensor) throw error(Exit::kUsage, "--per-tensor does not go with --mode qat");
   if (options.sensitivity || options.tune || options.only_if_faster || options.bias_correction) {
     throw error(
         Exit::kUsage,
@@ -94,7 +103,8 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
 }  // namespace
 
 std::string obstacle_of(LayerKind kind, const QuantizeCommand& options) {
-  if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d) return "dynamic mode treats no convolutions";
+  if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d)
+    return "dynamic mode treats no convolutions, static mode does";
   const bool left = kind == LayerKind::kEmbedding && !options.embeddings;
   return left ? "embeddings are left alone without --embeddings" : "";
 }
@@ -132,7 +142,7 @@ Command quantize_command() {
            "out 100 - P % on each side; mse: the least squared error")
         ->check(CLI::IsMember({"minmax", "moving-average", "histogram", "percentile", "mse"}));
     app.add_option("--percentile", options->percentile, "P of --observer percentile")
-        ->check(CLI::Range(50.0, 100.0));
+        ->check(number_from(50, 100));
     app.add_option(
            "--weight-observer", options->weight_observer,
            "How the scale of weights below 8 bits is chosen. minmax: by the largest weight; mse: the least "

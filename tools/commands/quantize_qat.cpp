@@ -1,3 +1,5 @@
+#include <filesystem>
+
 #include <ATen/ATen.h>
 
 #include "log.h"
@@ -47,9 +49,9 @@ void warn_of_tracing(const torch::jit::Module& program, Report& report) {
     for (const auto* node : forward->graph()->nodes()) {
       if (node->kind() != c10::aten::dropout && node->kind() != c10::aten::batch_norm) continue;
       report.warnings.emplace_back(
-          "the model was traced in eval mode: its dropout and batch normalization stay as they are while it "
-          "is "
-          "are while it is trained");
+          "the model was traced in eval mode: its dropout, and batch normalization that follows no layer, "
+          "stay as "
+          "they are while it is trained");
       return;
     }
   }
@@ -73,10 +75,10 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   evaluate_input(options, report);
   const QatOptions method = qat_options(options);
   const CheckpointOptions checkpoint =
-      checkpoint_options(options.training, options.output, run, hash.get(), report);
-  check_folding(trainee, state, calibration, report);
+      checkpoint_options(options.training, options.calib_data, options.output, run, hash.get(), report);
   const std::vector<Observer> observers =
       timed(report, "calibrate", [&] { return observe(state.folded, calibration, options.eval.batch_size); });
+  check_folding(trainee, state, calibration, report);
   state.made = start_layers(state, observers, calibration, method);
   keep_unseen(state);
 
@@ -103,6 +105,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
       replace_static(model.program(), state.folded.layers, state.made, method.grid.runtime);
   write_quantized(options, run, program, quantized, state.folded.layers, weights_of(state),
                   data ? &*data : nullptr, hash, report);
+  std::filesystem::remove(checkpoint.path);
 }
 
 }  // namespace mcompress::cli

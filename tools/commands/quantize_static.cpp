@@ -1,6 +1,7 @@
 #include "quantize_static.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include <ATen/ATen.h>
@@ -178,6 +179,8 @@ void keep_unseen(StaticRun& state) {
 void check_folding(const torch::jit::Module& program, StaticRun& state, const Dataset& data, Report& report) {
   constexpr double kMaxError = 1e-4;
   const double lost = folding_error(program, state.folded, data);
+  if (!std::isfinite(lost))
+    throw bad_data("the model's outputs on the calibration data hold NaN or infinity");
   report.quantization->folding_error = lost;
   if (lost <= kMaxError) return;
   throw bad_data(
@@ -285,9 +288,9 @@ void quantize_program_static(const QuantizeCommand& options, const RunOptions& r
   if (options.dry_run) {
     state.made = timed(report, "quantize", [&] { return quantize_unseen(state.folded, method); });
   } else {
-    check_folding(program, state, *calibration, report);
     const std::vector<Observer> observers = timed(
         report, "calibrate", [&] { return observe(state.folded, *calibration, options.eval.batch_size); });
+    check_folding(program, state, *calibration, report);
     state.made = timed(report, "quantize", [&] {
       return quantize_static(state.folded, observers, chosen_of(state.plan), *calibration, method);
     });

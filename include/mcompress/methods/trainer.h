@@ -65,7 +65,8 @@ struct TrainResult {
 };
 
 // Where the state of a run is kept while it lasts: a safetensors file with parameters, buffers, optimizer
-// state, position and the best epoch so far, written after each epoch, each minute, and at a signal.
+// state, position and the best epoch so far, written after each epoch, each minute, and at a signal. It is
+// the caller's to remove once the result is safe.
 struct CheckpointOptions {
   std::string path;
   bool resume = false;

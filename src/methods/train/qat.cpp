@@ -12,6 +12,8 @@ namespace mcompress {
 
 namespace {
 
+constexpr double kLeastScale = 1e-8;  // of trained scales
+
 at::Tensor leaf(const at::Tensor& value) { return value.detach().clone().requires_grad_(true); }
 
 at::Tensor by_rows(const at::Tensor& rows, const at::Tensor& like) {
@@ -47,11 +49,14 @@ struct QatModel::Impl {
   QatOptions options;
   std::vector<QatLayer> layers;
   OpenProgram open;
-  bool training = false, norm_is_live = false, observing = false;
+  bool training = false, norm_is_live = false, observing = false, all_frozen = true;
 
   Impl(const torch::jit::Module& program, const std::vector<Layer>& all, const std::vector<bool>& opened,
        const std::vector<bool>& folded, const QatOptions& chosen)
       : source(program), options(chosen), open(program, all, opened, folded) {}
+
+  // What the user froze stays frozen; in a program that was exported without gradients all is trained.
+  bool trains(const at::Tensor& parameter) const { return all_frozen || parameter.requires_grad(); }
 
   // Weight and bias as the layer applies them once batch statistics are frozen.
   FloatLayer folded(const QatLayer& layer) const {
@@ -73,8 +78,7 @@ struct QatModel::Impl {
   // The scales that rounding takes: with LSQ the trained ones, but for what the kernels' sums allow.
   at::Tensor effective_scale(const QatLayer& layer, const at::Tensor& weight) const {
     if (!layer.weight_scale.defined()) return scale_of(layer, weight);
-    constexpr float kLeast = 1e-8F;
-    const at::Tensor scale = layer.weight_scale.clamp_min(kLeast);
+    const at::Tensor scale = layer.weight_scale.clamp_min(kLeastScale);
     return layer.pairs ? at::maximum(scale, scale_of(layer, weight)) : scale;
   }
 
@@ -89,7 +93,7 @@ struct QatModel::Impl {
   InputGrid input_grid(const QatLayer& layer) const {
     if (!layer.input_scale.defined())
       return grid_of({layer.low.item<double>(), layer.high.item<double>()}, *layer.input_bits);
-    return {layer.input_scale.item<double>(), layer.zero_point, *layer.input_bits};
+    return {std::max(layer.input_scale.item<double>(), kLeastScale), layer.zero_point, *layer.input_bits};
   }
 
   at::Tensor round_input(QatLayer& layer, const at::Tensor& input) const {
@@ -101,8 +105,7 @@ struct QatModel::Impl {
     }
     const int64_t top = (int64_t{1} << *layer.input_bits) - 1;
     if (layer.input_scale.defined()) {
-      constexpr double kLeast = 1e-8;
-      return lsq_round(input, layer.input_scale.clamp_min(kLeast), layer.zero_point, 0, top);
+      return lsq_round(input, layer.input_scale.clamp_min(kLeastScale), layer.zero_point, 0, top);
     }
     const InputGrid grid = input_grid(layer);
     return at::fake_quantize_per_tensor_affine(input, grid.scale, grid.zero_point, 0, top);
@@ -119,7 +122,9 @@ struct QatModel::Impl {
     if (live) {
       const BatchNorm& norm = *layer.norm;
       const at::Tensor factor = norm.weight * (norm.variance + norm.eps).rsqrt();
-      y = apply_layer_for_training(layer.layer, x, weight / by_rows(factor.detach(), weight), layer.bias);
+      const at::Tensor rows = by_rows(factor.detach(), weight);  // 0 where a channel is switched off
+      const at::Tensor undone = at::where(rows == 0, layer.weight, weight / at::where(rows == 0, 1, rows));
+      y = apply_layer_for_training(layer.layer, x, undone, layer.bias);
       y = at::batch_norm(y, norm.weight, norm.bias, norm.mean, norm.variance, true, norm.momentum, norm.eps,
                          false);
     } else {
@@ -212,6 +217,8 @@ QatModel::QatModel(const torch::jit::Module& program, const std::vector<Layer>& 
   }
   impl_ = std::make_unique<Impl>(program, all, opened, folds, options);
   impl_->layers = std::move(layers);
+  for (const at::Tensor& parameter : program.parameters())
+    impl_->all_frozen = impl_->all_frozen && !parameter.requires_grad();
   impl_->set_training(false);
 }
 
@@ -222,13 +229,14 @@ TrainTask QatModel::task() {
   TrainTask task;
   std::set<const void*> seen;
   const auto add = [&](const std::string& name, at::Tensor value, bool decays) {
-    if (!value.defined() || !value.is_floating_point() || !seen.insert(value.data_ptr()).second) return;
+    if (!value.defined() || value.scalar_type() != at::kFloat || !seen.insert(value.data_ptr()).second)
+      return;
     value.requires_grad_(true);
     task.parameters.push_back({name, value, decays});
   };
   for (QatLayer& layer : impl_->layers) {
     const std::string& name = layer.layer.name;
-    if (!layer.rounded) continue;
+    if (!layer.rounded || !impl_->trains(layer.layer.weight)) continue;
     add(name + ".weight", layer.weight, true);
     add(name + ".bias", layer.bias, false);
     add(name + ".weight_scale", layer.weight_scale, false);
@@ -244,10 +252,11 @@ TrainTask QatModel::task() {
       task.buffers.emplace_back(name + ".high", layer.high);
     }
   }
-  for (const auto& parameter : impl_->open.program().named_parameters())
-    add(parameter.name, parameter.value, parameter.value.dim() > 1);
+  for (const auto& parameter : impl_->open.program().named_parameters()) {
+    if (impl_->trains(parameter.value)) add(parameter.name, parameter.value, parameter.value.dim() > 1);
+  }
   for (const auto& layer : impl_->layers) {
-    if (layer.rounded || !layer.opened) continue;
+    if (layer.rounded || !layer.opened || !impl_->trains(layer.weight)) continue;
     add(layer.layer.name + ".weight", layer.weight, true);
     add(layer.layer.name + ".bias", layer.bias, false);
   }

@@ -81,10 +81,12 @@ class Trainer {
         steps_(data.size() / batch_size_) {}
 
   TrainResult run() {
-    const bool resumes = checkpoint_.resume && std::filesystem::exists(checkpoint_.path);
-    if (resumes) restore();
+    if (task_.parameters.empty()) throw bad_data("the model has no parameters that can be trained");
+    if (data_.labels.min().item<int64_t>() < 0) throw bad_data("the training data has negative labels");
+    if (checkpoint_.resume && std::filesystem::exists(checkpoint_.path)) restore();
     try {
-      if (!resumes && task_.score) keep_if_better({0, NAN, 0, task_.score(), 0});
+      if (task_.score && result_.epochs.empty() && global_step() == 0)
+        keep_if_better({0, NAN, 0, task_.score(), 0});
       while (epoch_ < options_.epochs && result_.stopped.empty()) run_epoch();
     } catch (const Interrupted& stop) {
       accept_interrupt();
@@ -97,7 +99,6 @@ class Trainer {
     }
     if (task_.score) put(best_);
     result_.steps = global_step();
-    std::filesystem::remove(checkpoint_.path);
     return result_;
   }
 
@@ -135,6 +136,8 @@ class Trainer {
     at::manual_seed(mix(options_.seed, kModel, step));  // for dropout
     optimizer_.clear_gradients();
     const at::Tensor scores = task_.forward(inputs);
+    if (!scores.requires_grad())
+      throw bad_data("the model's output does not depend on parameters that can be trained");
     if (scores.dim() != 2 || scores.size(0) != labels.size(0))
       throw bad_data("the model's output is not [batch, classes], so it cannot be trained on labels");
     if (data_max_ >= scores.size(1))
@@ -143,7 +146,11 @@ class Trainer {
         at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, options_.label_smoothing);
     const double value = loss.item<double>();
     if (!std::isfinite(value)) diverged(step, inputs);
-    loss.backward();
+    try {
+      loss.backward();
+    } catch (const c10::Error& failure) {
+      throw bad_data("the model cannot be trained: {}", failure.what_without_backtrace());
+    }
     if (options_.clip_norm > 0) optimizer_.clip(options_.clip_norm);
     rate_ = rate_at(options_, step, steps_);
     optimizer_.step(rate_);
