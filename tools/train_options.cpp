@@ -1,13 +1,11 @@
 #include "train_options.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <map>
-#include <random>
-#include <set>
 
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/output.h"
@@ -25,6 +23,39 @@ std::string hash_of_data(const std::string& path) {
   if (path.empty() || std::filesystem::exists(path) || comma == std::string::npos)
     return path.empty() ? "" : sha256_of_path(path);
   return sha256_of_path(path.substr(0, comma)) + sha256_of_path(path.substr(comma + 1));
+}
+
+// A hash of these hashes and of all settings that decide what is trained.
+std::string fingerprint_of(const std::vector<std::string>& hashes, const Report& report) {
+  nlohmann::ordered_json settings = to_json(report)["settings"];
+  for (const char* name : {"model",
+                           "output",
+                           "report",
+                           "config",
+                           "threads",
+                           "progress",
+                           "log_format",
+                           "force",
+                           "quiet",
+                           "verbose",
+                           "resume",
+                           "trust_code",
+                           "dry_run",
+                           "eval_data",
+                           "eval_command",
+                           "limit",
+                           "max_accuracy_drop",
+                           "drop",
+                           "min_agreement",
+                           "min_size_ratio",
+                           "max_latency_ratio",
+                           "train_data",
+                           "valid_data",
+                           "calib_data",
+                           "data_config"})
+    settings.erase(name);
+  const std::string text = fmt::format("{}\n{}", fmt::join(hashes, "\n"), settings.dump());
+  return sha256_of(std::as_bytes(std::span(text)));
 }
 
 }  // namespace
@@ -114,17 +145,9 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   }
   if (held == data.train.size())
     throw error(Exit::kUsage, "--valid-share leaves none of the {} rows to train on", data.train.size());
-  std::vector<int64_t> order(static_cast<size_t>(data.train.size()));
-  std::iota(order.begin(), order.end(), 0);
-  std::mt19937_64 random(seed);
-  for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
-  std::sort(order.begin(), order.begin() + held);
-  std::sort(order.begin() + held, order.end());
-  const at::Tensor indices = at::tensor(order, at::kLong);
+  const at::Tensor order = shuffled(data.train.size(), seed);
   const auto part = [&](int64_t begin, int64_t end) {
-    const at::Tensor chosen = indices.slice(0, begin, end);
-    return Dataset{data.train.inputs.index_select(0, chosen), data.train.labels.index_select(0, chosen),
-                   data.train.options};
+    return data.train.select(std::get<0>(order.slice(0, begin, end).sort()));  // in their own order
   };
   return {part(held, data.train.size()), part(0, held)};
 }
@@ -132,55 +155,12 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
 CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& calib_data,
                                      const std::string& output, const RunOptions& run,
                                      const std::string& model_hash, Report& report) {
-  // What a setting may change without changing what is trained.
-  static const std::set<std::string> kFree = {"model",
-                                              "output",
-                                              "report",
-                                              "config",
-                                              "threads",
-                                              "progress",
-                                              "log_format",
-                                              "force",
-                                              "quiet",
-                                              "verbose",
-                                              "resume",
-                                              "trust_code",
-                                              "dry_run",
-                                              "eval_data",
-                                              "eval_command",
-                                              "limit",
-                                              "max_accuracy_drop",
-                                              "drop",
-                                              "min_agreement",
-                                              "min_size_ratio",
-                                              "max_latency_ratio",
-                                              "train_data",
-                                              "valid_data",
-                                              "calib_data",
-                                              "data_config"};
   CheckpointOptions options;
   options.path = output + ".checkpoint";
   options.resume = command.resume;
-  std::string text = model_hash;
-  for (const std::string& path : {command.train_data, command.valid_data, calib_data})
-    text += "\n" + hash_of_data(path);
-  for (const Setting& setting : report.settings) {
-    if (kFree.contains(setting.name)) continue;
-    std::visit(
-        [&](const auto& value) {
-          using Value = std::decay_t<decltype(value)>;
-          if constexpr (std::is_same_v<Value, std::monostate>) {
-            text += fmt::format("\n{}", setting.name);
-          } else if constexpr (std::is_same_v<Value, std::vector<std::string>> ||
-                               std::is_same_v<Value, std::vector<double>>) {
-            text += fmt::format("\n{} {}", setting.name, fmt::join(value, "\x1f"));
-          } else {
-            text += fmt::format("\n{} {}", setting.name, value);
-          }
-        },
-        setting.value);
-  }
-  options.fingerprint = sha256_of(std::as_bytes(std::span(text)));
+  options.fingerprint = fingerprint_of({model_hash, hash_of_data(command.train_data),
+                                        hash_of_data(command.valid_data), hash_of_data(calib_data)},
+                                       report);
   if (!run.report.empty() && is_inside(run.report, options.path))
     throw error(Exit::kCannotCreate, "report '{}' is the checkpoint of the run; choose another name",
                 run.report);
@@ -196,17 +176,6 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
     report.warnings.push_back(
         fmt::format("there is no '{}' to go on from; the run starts anew", options.path));
   return options;
-}
-
-Training describe_training(const TrainResult& result) {
-  Training training;
-  training.steps = result.steps;
-  training.best_epoch = result.best_epoch;
-  training.stopped = result.stopped;
-  training.resumed_at_step = result.resumed_at;
-  for (const EpochRecord& epoch : result.epochs)
-    training.epochs.push_back({epoch.epoch, epoch.loss, epoch.rate, epoch.score, epoch.seconds});
-  return training;
 }
 
 }  // namespace mcompress::cli

@@ -35,7 +35,4 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
                                      const std::string& output, const RunOptions& run,
                                      const std::string& model_hash, Report& report);
 
-// The report's part on training.
-Training describe_training(const TrainResult& result);
-
 }  // namespace mcompress::cli

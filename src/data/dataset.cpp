@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <random>
 
 #include <ATen/ATen.h>
 
@@ -167,6 +168,34 @@ at::Tensor Dataset::prepare(const at::Tensor& rows) const {
   return x;
 }
 
+Dataset Dataset::first(int64_t count) const {
+  const auto cut = [&](const at::Tensor& rows) { return rows.slice(0, 0, std::min(count, size())); };
+  return {cut(inputs), labels.defined() ? cut(labels) : labels, options};
+}
+
+Dataset Dataset::select(const at::Tensor& indices) const {
+  return {inputs.index_select(0, indices), labels.defined() ? labels.index_select(0, indices) : labels,
+          options};
+}
+
+void Dataset::for_batches(
+    int64_t batch_size,
+    const std::function<void(const at::Tensor& batch, int64_t begin, int64_t end)>& use) const {
+  for (int64_t begin = 0; begin < size(); begin += batch_size) {
+    const int64_t end = std::min(begin + batch_size, size());
+    use(batch(begin, end), begin, end);
+  }
+}
+
+at::Tensor shuffled(int64_t size, uint64_t seed) {
+  at::Tensor order = at::arange(size, at::kLong);
+  auto* values = order.mutable_data_ptr<int64_t>();
+  std::mt19937_64 random(seed);
+  for (int64_t i = size - 1; i > 0; --i)
+    std::swap(values[i], values[random() % static_cast<uint64_t>(i + 1)]);
+  return order;
+}
+
 namespace {
 
 Dataset load_checked(const std::string& path, const DataOptions& options, bool labelled) {
@@ -174,10 +203,7 @@ Dataset load_checked(const std::string& path, const DataOptions& options, bool l
   if (data.inputs.dim() == 0 || data.size() == 0) throw bad_data("data '{}' holds no samples", path);
   if (options.layout == "nhwc" && data.inputs.dim() == 4) data.inputs = data.inputs.permute({0, 3, 1, 2});
   data.options = options;
-  if (options.limit > 0 && options.limit < data.size()) {
-    data.inputs = data.inputs.slice(0, 0, options.limit);
-    if (data.labels.defined()) data.labels = data.labels.slice(0, 0, options.limit);
-  }
+  if (options.limit > 0) data = data.first(options.limit);
   data.batch(0, 1);  // wrong options fail before the long work
   return data;
 }

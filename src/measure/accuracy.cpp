@@ -24,14 +24,13 @@ Accuracy measure_accuracy(const Forward& forward, const Dataset& data, int64_t b
   std::vector<at::Tensor> logits;
   {
     Progress progress("evaluate", data.size());
-    for (int64_t begin = 0; begin < data.size(); begin += batch_size) {
-      const int64_t end = std::min(begin + batch_size, data.size());
-      logits.push_back(forward(data.batch(begin, end)).to(at::kFloat));
+    data.for_batches(batch_size, [&](const at::Tensor& batch, int64_t begin, int64_t end) {
+      logits.push_back(forward(batch).to(at::kFloat));
       if (logits.back().dim() != 2 || logits.back().size(0) != end - begin) {
         throw bad_data("the model's output is not [batch, classes], so it cannot be scored against labels");
       }
       progress.step(end - begin);
-    }
+    });
   }
   Accuracy result;
   result.logits = at::cat(logits);

@@ -62,13 +62,12 @@ void Observer::add(const at::Tensor& values) {
   const Range batch{std::min(least.item<double>(), 0.0), std::max(largest.item<double>(), 0.0)};
   if (!std::isfinite(least.item<double>()) || !std::isfinite(largest.item<double>()))
     throw bad_data("layer '{}' is given NaN or infinity by the calibration data", layer_);
-  constexpr double kWeight = 0.01;
   if (count_ == 0) {
     seen_ = average_ = batch;
   } else {
     seen_ = {std::min(seen_.low, batch.low), std::max(seen_.high, batch.high)};
-    average_.low += kWeight * (batch.low - average_.low);
-    average_.high += kWeight * (batch.high - average_.high);
+    average_.low += kMovingAverageWeight * (batch.low - average_.low);
+    average_.high += kMovingAverageWeight * (batch.high - average_.high);
   }
   count_ += flat.numel();
   reach_for(std::max(-seen_.low, seen_.high));
@@ -81,7 +80,7 @@ double Observer::centre(int64_t bin) const {
 
 double Observer::squared_error(const Range& range, int bits) const {
   const InputGrid grid = grid_of(range, bits);
-  const double top = (1 << bits) - 1, inverse = 1 / grid.scale;
+  const double top = static_cast<double>(grid.top()), inverse = 1 / grid.scale;
   const auto zero_point = static_cast<double>(grid.zero_point);
   double sum = 0;
   for (int64_t bin = 0; bin < kBins; ++bin) {

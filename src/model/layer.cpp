@@ -14,6 +14,8 @@ const char* name_of(LayerKind kind) {
   return "?";
 }
 
+bool is_convolution(LayerKind kind) { return kind == LayerKind::kConv1d || kind == LayerKind::kConv2d; }
+
 WeightIdentity identity_of(const at::Tensor& weight) {
   return {weight.data_ptr(), weight.sizes().vec(), weight.strides().vec()};
 }

@@ -49,6 +49,12 @@ ElementCount count_codes(const int8_t* codes, int64_t size) {
 
 }  // namespace
 
+at::Tensor by_rows(const at::Tensor& values, const at::Tensor& rows) {
+  std::vector<int64_t> shape(static_cast<size_t>(rows.dim()), 1);
+  shape[0] = values.numel();
+  return values.view(shape);
+}
+
 ElementCount count_elements_of(const at::Tensor& tensor) {
   if (tensor.scalar_type() == at::kFloat && tensor.is_contiguous())
     return count_floats(tensor.const_data_ptr<float>(), tensor.numel());

@@ -130,6 +130,16 @@ std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::M
   };
 }
 
+torch::jit::Module module_at(const torch::jit::Module& program, const std::string& path) {
+  torch::jit::Module module = program;
+  for (size_t begin = 0; begin < path.size();) {
+    const size_t end = std::min(path.find('.', begin), path.size());
+    module = module.attr(path.substr(begin, end - begin)).toModule();
+    begin = end + 1;
+  }
+  return module;
+}
+
 std::string serialize_program(const torch::jit::Module& program) {
   std::string serialized;
   torch::jit::ExportModule(program, [&serialized](const void* data, size_t size) {

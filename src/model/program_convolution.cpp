@@ -82,10 +82,7 @@ const Node* find_convolution(const torch::jit::Graph& graph) {
 
 bool is_pad(const Value* value) {
   const Node* node = value->node();
-  if (node->kind() == c10::aten::pad) return true;
-  if (node->kind() != c10::prim::CallFunction) return false;
-  const auto function = node->input(0)->type()->cast<c10::FunctionType>();
-  return function && function->function()->name() == "pad" && node->inputs().size() == 5;
+  return node->kind() == c10::aten::pad || (called_function(node) == "pad" && node->inputs().size() == 5);
 }
 
 namespace {

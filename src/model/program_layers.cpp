@@ -36,8 +36,7 @@ std::optional<Application> application_by_node(const Node* node, const Value* se
     if (!transposed || !transposed->isBool() || transposed->toBool()) return std::nullopt;
   }
   if (node->kind() != c10::prim::CallFunction) return application_by_operator(node->kind().toQualString());
-  const auto function = node->input(0)->type()->cast<c10::FunctionType>();
-  if (!function || function->function()->name() != "embedding") return std::nullopt;
+  if (called_function(node) != "embedding") return std::nullopt;
   constexpr size_t kMaxNorm = 4;  // function, input, weight, padding_idx, max_norm
   const auto max_norm = torch::jit::toIValue(node->input(kMaxNorm));
   if (!max_norm || !max_norm->isNone()) return std::nullopt;
@@ -60,6 +59,16 @@ bool is_attribute_of(const Value* value, const Value* self, const std::string& n
 }
 
 }  // namespace
+
+std::string called_function(const Node* node) {
+  if (node->kind() != c10::prim::CallFunction) return "";
+  const auto function = node->input(0)->type()->cast<c10::FunctionType>();
+  return function ? function->function()->name() : "";
+}
+
+bool has_hooks(const Module& module) {
+  return !module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty();
+}
 
 std::optional<WeightUse> find_weight_use(const Graph& graph) {
   std::optional<WeightUse> use;
@@ -176,18 +185,13 @@ std::optional<LayerKind> read_methods(const Module& module, Layer& layer) {
     if (!layer.methods.empty() && biased != uses_bias(*use))
       layer.obstacle = "its methods differ in their bias";
     kind = use->application.kind;
-    if (*kind == LayerKind::kConv1d || *kind == LayerKind::kConv2d)
-      layer.convolution = read_convolution(module, *graph);
+    if (is_convolution(*kind)) layer.convolution = read_convolution(module, *graph);
     biased = uses_bias(*use);
     layer.methods.push_back(method.name());
   }
   if (kind && !other.empty()) layer.obstacle = fmt::format("its module has the further method '{}'", other);
   if (biased && module.attr("bias").isTensor()) layer.bias = module.attr("bias").toTensor();
   return kind;
-}
-
-bool has_hooks(const Module& module) {
-  return !module.type()->getForwardHooks().empty() || !module.type()->getForwardPreHooks().empty();
 }
 
 std::optional<Layer> read_layer(const std::string& name, const Module& module, const OutsideUses& uses) {
@@ -204,7 +208,7 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
   if (layer.weight.scalar_type() != at::kFloat)
     layer.obstacle = fmt::format("its weight is {}, not float32", c10::toString(layer.weight.scalar_type()));
   if (layer.weight.numel() == 0) layer.obstacle = "its weight is empty";
-  const bool convolution = layer.kind == LayerKind::kConv1d || layer.kind == LayerKind::kConv2d;
+  const bool convolution = is_convolution(layer.kind);
   if (convolution && layer.weight.dim() > 4)
     layer.obstacle = "it is a convolution of more than two dimensions";
   if (has_hooks(module)) layer.obstacle = "its module has forward hooks";

@@ -59,7 +59,7 @@ const char* conv_name(const Layer& layer) { return layer.kind == LayerKind::kCon
 // Rounded half up onto the grid: one operator with each of add, clamp and conversion.
 std::string quantize_source(const StaticLayer& layer) {
   return fmt::format("    q = torch.add(self.offset, x, alpha=self.inverse).clamp_(0.0, {}.0)",
-                     (1 << layer.input->bits) - 1);
+                     layer.input->top());
 }
 
 // The layer applied to x in float32, with `weight` an expression.
@@ -107,8 +107,18 @@ std::string prepack_source(const Layer& layer) {
       slide(*layer.convolution));
 }
 
+StaticBits bits_of(const StaticLayer& made) {
+  return {made.weight.bits, made.input ? std::optional(made.input->bits) : std::nullopt};
+}
+
+// Of these alone two products can pass 16 bits.
+bool are_bytes(const StaticBits& bits) {
+  constexpr int kByte = 8;
+  return bits.weight == kByte && bits.input == kByte;
+}
+
 Replacement replacement_of(const Layer& layer, const StaticLayer& made, Runtime wanted) {
-  const bool kernel = static_runtime_of(layer, made, wanted) == Runtime::kInt8;
+  const bool kernel = static_runtime_of(layer, bits_of(made), wanted) == Runtime::kInt8;
   const bool embedding = layer.kind == LayerKind::kEmbedding;
   const bool packed = made.weight.bits < 8;
   Replacement result;
@@ -159,7 +169,7 @@ Replacement replacement_of(const Layer& layer, const StaticLayer& made, Runtime 
 }  // namespace
 
 at::Tensor round_input(const InputGrid& grid, const at::Tensor& input) {
-  const double top = (1 << grid.bits) - 1;
+  const auto top = static_cast<double>(grid.top());
   const at::Tensor codes =
       at::add(at::full({1}, static_cast<double>(grid.zero_point) + 0.5), input, 1.0 / grid.scale)
           .clamp_(0.0, top)
@@ -175,19 +185,22 @@ at::Tensor run_static(const Layer& layer, const StaticLayer& made, const at::Ten
   return made.relu ? output.relu() : output;
 }
 
-Runtime static_runtime_of(const Layer& layer, const StaticLayer& made, Runtime wanted) {
-  if (layer.kind == LayerKind::kEmbedding || !made.input) return Runtime::kPortable;
+Runtime static_runtime_of(const Layer& layer, const StaticBits& bits, Runtime wanted) {
+  if (layer.kind == LayerKind::kEmbedding || !bits.input) return Runtime::kPortable;
   const int64_t rows = layer.weight.size(0), row = layer.weight.numel() / std::max<int64_t>(1, rows);
   constexpr int64_t kMaxRow = 66'000;  // products of 127 and 255 that a 32-bit sum holds
   if (row > kMaxRow) return Runtime::kPortable;
   const bool one_channel =
       layer.convolution && layer.weight.size(1) == 1 && layer.convolution->groups != rows;
-  const bool saturates = made.input->bits == 8 && made.weight.bits == 8;
-  return one_channel && saturates ? Runtime::kPortable : wanted;
+  return one_channel && are_bytes(bits) ? Runtime::kPortable : wanted;
 }
 
-Module replace_static(const Module& program, const std::vector<Layer>& layers,
-                      const std::vector<std::optional<StaticLayer>>& made, Runtime runtime) {
+bool needs_pairs(const Layer& layer, const StaticBits& bits, Runtime wanted) {
+  return are_bytes(bits) && static_runtime_of(layer, bits, wanted) == Runtime::kInt8;
+}
+
+Module replace_static(const Module& program, const std::vector<Layer>& layers, const StaticLayers& made,
+                      Runtime runtime) {
   ModuleMaker maker;
   std::map<std::string, Module> replacements;
   std::vector<bool> chosen(layers.size(), false);

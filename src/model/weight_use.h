@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/script.h>
@@ -27,6 +28,12 @@ std::optional<WeightUse> find_weight_use(const torch::jit::Graph& graph);
 // The settings of the convolution that a module applies in `method`; nothing where they are not constants.
 std::optional<Convolution> read_convolution(const torch::jit::Module& module,
                                             const torch::jit::Graph& method);
+// The name of the function that a node calls, such as torch.nn.functional's "relu"; empty where it calls
+// none.
+std::string called_function(const torch::jit::Node* node);
+
+bool has_hooks(const torch::jit::Module& module);
+
 bool is_pad(const torch::jit::Value* value);  // whether it comes from aten::pad or torch.nn.functional.pad
 
 // The module that a value names, below `owner` whose method has `self`; nothing where it is not

@@ -9,7 +9,6 @@
 #include "mcompress/base/process.h"
 #include "mcompress/base/text.h"
 #include "mcompress/formats/zstd.h"
-#include "mcompress/report/sweep.h"
 #include "mcompress/report/version.h"
 
 namespace mcompress {
@@ -149,7 +148,7 @@ ordered_json pruning_json(const Report& report) {
   ordered_json json = {{"target", or_null(pruning.target)},
                        {"weights", pruning.weights},
                        {"zeros", pruning.zeros},
-                       {"sparsity", share_of(pruning.zeros, pruning.weights)},
+                       {"sparsity", pruning.sparsity()},
                        {"sparsity_of_model", nullptr}};
   if (report.output) {
     json["sparsity_of_model"] =
@@ -197,7 +196,7 @@ ordered_json quantization_json(const std::optional<Quantization>& quantization) 
 
 ordered_json training_json(const std::optional<Training>& training) {
   if (!training) return nullptr;
-  const auto epoch_json = [](const TrainedEpoch& epoch) {
+  const auto epoch_json = [](const EpochRecord& epoch) {
     return ordered_json{{"epoch", epoch.epoch},
                         {"loss", epoch.loss},
                         {"rate", epoch.rate},
@@ -207,27 +206,9 @@ ordered_json training_json(const std::optional<Training>& training) {
   return {{"steps", training->steps},
           {"best_epoch", training->best_epoch},
           {"stopped", training->stopped.empty() ? ordered_json(nullptr) : ordered_json(training->stopped)},
-          {"resumed_at_step", or_null(training->resumed_at_step)},
+          {"resumed_at_step", or_null(training->resumed_at)},
           {"fake_quantized", metrics_json(training->fake_quantized)},
           {"epochs", list_json(training->epochs, epoch_json)}};
-}
-
-std::string metrics_cells(const std::optional<Metrics>& metrics) {
-  std::string cells;
-  if (!metrics) return cells;
-  if (metrics->accuracy) {
-    const Interval interval = wilson_interval(metrics->accuracy->top1);
-    cells += fmt::format("  top-1 {:.2f} % [{:.2f}, {:.2f}]  top-5 {:.2f} %  loss {:.4f}",
-                         100 * metrics->accuracy->top1.value(), 100 * interval.low, 100 * interval.high,
-                         100 * metrics->accuracy->top5.value(), metrics->accuracy->loss);
-  }
-  if (metrics->latency) {
-    cells +=
-        fmt::format("  {:.3f} ms a batch of {}", 1000 * metrics->latency->p50, metrics->latency->batch_size);
-  }
-  for (const auto& [name, value] : metrics->custom)
-    cells += fmt::format("  {} {:.6g}", printable(name), value);
-  return cells;
 }
 
 }  // namespace
@@ -286,39 +267,6 @@ ordered_json to_json(const Report& report) {
           {"seed", report.seed},
           {"threads", report.threads},
           {"exit_code", report.exit_code}};
-}
-
-std::string to_table(const Report& report) {
-  std::string table = sweep_table(report.sweep);
-  if (!report.before && !report.output) return table;
-  if (report.input)
-    table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));
-  if (!report.output) return table;
-  if (report.training && report.training->fake_quantized)
-    table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));
-  table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
-  table += fmt::format("{:.2f} times smaller", report.size_ratio());
-  if (report.pruning && report.pruning->weights > 0) {
-    table +=
-        fmt::format(", {:.2f} % of {} weights are zero",
-                    100 * share_of(report.pruning->zeros, report.pruning->weights), report.pruning->weights);
-  }
-  if (report.before && report.after && report.before->accuracy && report.after->accuracy) {
-    table += fmt::format(", same class for {:.2f} % of the samples",
-                         100 * agreement(*report.before->accuracy, *report.after->accuracy).value());
-  }
-  if (report.before && report.after && report.before->latency && report.after->latency) {
-    table +=
-        fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
-  }
-  table += "\n";
-  if (report.storage) {
-    const Storage& storage = *report.storage;
-    table += fmt::format("stored as {}: {} bytes, with zstd {}; dense: {} bytes, with zstd {}\n",
-                         storage.store, storage.stored_bytes, storage.stored_zstd_bytes, storage.dense_bytes,
-                         storage.dense_zstd_bytes);
-  }
-  return table;
 }
 
 }  // namespace mcompress

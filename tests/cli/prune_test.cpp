@@ -8,13 +8,6 @@ namespace {
 
 using nlohmann::json;
 
-json layer_named(const json& report, const std::string& name) {
-  for (const json& layer : report["layers"]) {
-    if (layer["name"] == name) return layer;
-  }
-  return {};
-}
-
 TEST(Prune, HalfOfTheMlpIsZeroAndStillKnowsItsClasses) {
   const TemporaryFolder folder;
   const json report = report_of("prune " + shipped("fashion_mlp.pt") + " -o " + (folder / "p.pt") +

@@ -11,13 +11,6 @@ std::string quantize(const std::string& model, const std::string& target) {
   return "quantize " + shipped(model) + " -o " + target;
 }
 
-json layer_named(const json& report, const std::string& name) {
-  for (const json& layer : report["layers"]) {
-    if (layer["name"] == name) return layer;
-  }
-  return {};
-}
-
 TEST(QuantizeStatic, ShippedCnnStaysWithinAFifthOfAPoint) {
   const TemporaryFolder folder;
   const json report =

@@ -71,6 +71,14 @@ inline nlohmann::json report_of(const std::string& arguments, int exit_code = 0,
   return nlohmann::json::parse(run.out);
 }
 
+// A layer's line in a report; null where there is none.
+inline nlohmann::json layer_named(const nlohmann::json& report, const std::string& name) {
+  for (const nlohmann::json& layer : report["layers"]) {
+    if (layer["name"] == name) return layer;
+  }
+  return {};
+}
+
 // The folder of real models and data, or empty where it is not set.
 inline std::string test_data() {
   const char* path = std::getenv("MCOMPRESS_TEST_DATA");

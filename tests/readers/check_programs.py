@@ -8,8 +8,6 @@ can be saved again after a run, and the report names the decision that the model
 shipped MLP the output is compared with the arithmetic of the method, computed from the buffers.
 """
 import io
-import json
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -19,6 +17,8 @@ from typing import Tuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from running import report_of
 
 warnings.filterwarnings("ignore")
 
@@ -245,10 +245,7 @@ SETTINGS = [
 
 
 def quantize(binary, source, target, flags):
-    command = [binary, "quantize", source, "-o", target, "--force", "--report", "-", "-q", *flags]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, (command, run.stderr)
-    return json.loads(run.stdout)
+    return report_of(binary, "quantize", source, "-o", target, *flags)
 
 
 def relative_error(got, expected):

@@ -4,8 +4,6 @@
     .venv-readers/bin/python check_prune.py MCOMPRESS TESTS_DATA
 """
 import hashlib
-import json
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -18,13 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
+from running import report_of
+
 warnings.filterwarnings("ignore")
-
-
-def run(binary, *words):
-    process = subprocess.run([binary, *map(str, words), "--force", "-q", "--report", "-"], capture_output=True, text=True)
-    assert process.returncode == 0, (words, process.stderr)
-    return json.loads(process.stdout)
 
 
 def sha256(path):
@@ -55,23 +49,23 @@ def check_program(binary, folder, source):
     for scope in ("layer", "global"):
         for amount in (0.3, 0.5, 0.9):
             options = ("--sparsity", amount, "--scope", scope, "--types", "all")
-            run(binary, "prune", source, "-o", folder / "dense.pt", *options)
+            report_of(binary, "prune", source, "-o", folder / "dense.pt", *options)
             dense = torch.jit.load(str(folder / "dense.pt"))
             pruned = weights_of(dense)
             for name, mask in torch_masks(weights_of(original), amount, scope).items():
                 expected = weights_of(original)[name].masked_fill(mask, 0)
                 assert torch.equal(pruned[name], expected), (source, scope, amount, name)
-            report = run(binary, "prune", source, "-o", folder / "sparse.pt", "--store", "bitmask", *options)
+            report = report_of(binary, "prune", source, "-o", folder / "sparse.pt", "--store", "bitmask", *options)
             sparse = torch.jit.load(str(folder / "sparse.pt"))
             assert torch.equal(sparse(x), dense(x))
             assert [p.requires_grad for p in sparse.parameters()] == [p.requires_grad for p in dense.parameters()]
             sparse.save(str(folder / "again.pt"))
             assert torch.equal(torch.jit.load(str(folder / "again.pt"))(x), dense(x))
             assert report["storage"]["stored_bytes"] == (folder / "sparse.pt").stat().st_size
-            run(binary, "expand", folder / "sparse.pt", "-o", folder / "back.pt")
+            report_of(binary, "expand", folder / "sparse.pt", "-o", folder / "back.pt")
             assert sha256(folder / "back.pt") == sha256(folder / "dense.pt")
-            run(binary, "prune", source, "-o", folder / "sparse.zst", "--store", "bitmask+zstd", *options)
-            run(binary, "expand", folder / "sparse.zst", "-o", folder / "back.pt")
+            report_of(binary, "prune", source, "-o", folder / "sparse.zst", "--store", "bitmask+zstd", *options)
+            report_of(binary, "expand", folder / "sparse.zst", "-o", folder / "back.pt")
             assert sha256(folder / "back.pt") == sha256(folder / "dense.pt")
 
 
@@ -80,16 +74,16 @@ def check_state_dicts(binary, folder, source):
         if path.name in ("no_tensors.pt", "shared_dicts.pt", "whole_module.pt"):
             continue
         target = folder / path.name
-        run(binary, "prune", path, "-o", target, "--sparsity", 0.5)
+        report_of(binary, "prune", path, "-o", target, "--sparsity", 0.5)
         before, after = torch.load(path), torch.load(target)
         assert str(before.keys()) == str(after.keys()), path
         if path.suffix == ".pt":
             assert zipfile.ZipFile(target).testzip() is None, path
-        report = run(binary, "prune", path, "-o", folder / "stored", "--sparsity", 0.5, "--store", "auto")
+        report = report_of(binary, "prune", path, "-o", folder / "stored", "--sparsity", 0.5, "--store", "auto")
         if report["storage"]["store"] == "dense":  # the smallest
             assert sha256(folder / "stored") == sha256(target), path
             continue
-        run(binary, "expand", folder / "stored", "-o", folder / "back")
+        report_of(binary, "expand", folder / "stored", "-o", folder / "back")
         assert sha256(folder / "back") == sha256(target), path
 
 
@@ -100,7 +94,7 @@ def check_bitmask_layout(binary, folder):
                "c.weight": torch.randn(16, 8, 3, 3, generator=generator), "bias": torch.randn(5, generator=generator)}
     save_file(weights, folder / "w.safetensors", {"format": "pt"})
     for store, amount in (("dense", 0.6), ("bitmask", 0.6)):
-        run(binary, "prune", folder / "w.safetensors", "-o", folder / f"{store}.safetensors", "--types", "all", "--sparsity",
+        report_of(binary, "prune", folder / "w.safetensors", "-o", folder / f"{store}.safetensors", "--types", "all", "--sparsity",
             amount, "--store", store)
     dense, stored = load_file(folder / "dense.safetensors"), load_file(folder / "bitmask.safetensors")
     for name, expected in dense.items():
@@ -113,7 +107,7 @@ def check_bitmask_layout(binary, folder):
         matrix = torch.zeros(shape, dtype=expected.dtype)
         matrix[mask] = stored[f"{name}.compressed"]
         assert torch.equal(matrix.view_as(expected), expected), name
-    run(binary, "expand", folder / "bitmask.safetensors", "-o", folder / "back.safetensors")
+    report_of(binary, "expand", folder / "bitmask.safetensors", "-o", folder / "back.safetensors")
     assert sha256(folder / "back.safetensors") == sha256(folder / "dense.safetensors")
 
 
@@ -162,7 +156,7 @@ def check_inputs(binary, folder):
     for form in ("script", "trace"):
         program = torch.jit.script(model) if form == "script" else torch.jit.trace(model, inputs, check_trace=False)
         program.save(str(folder / "shared.pt"))
-        run(binary, "prune", folder / "shared.pt", "-o", folder / "w.pt", "--types", "linear,conv", "--criterion", "wanda",
+        report_of(binary, "prune", folder / "shared.pt", "-o", folder / "w.pt", "--types", "linear,conv", "--criterion", "wanda",
             "--sparsity", 0.5, "--calib-data", folder / "calib.safetensors", "--ignore", "head")
         pruned = torch.jit.load(str(folder / "w.pt"))
         for name, layer in (("twice", model.twice), ("conv", model.conv)):
@@ -199,7 +193,7 @@ class Odd(nn.Module):
 def check_odd_weights(binary, folder):
     model = Odd().eval()
     torch.jit.trace(model, torch.randn(2, 4, 6, 6)).save(str(folder / "odd.pt"))
-    report = run(binary, "prune", folder / "odd.pt", "-o", folder / "o.pt", "--types", "all", "--sparsity", 0.5)
+    report = report_of(binary, "prune", folder / "odd.pt", "-o", folder / "o.pt", "--types", "all", "--sparsity", 0.5)
     reasons = {layer["name"]: layer["reason"] for layer in report["layers"]}
     assert "up" not in reasons, reasons
     assert reasons["row"] == "its elements share their memory", reasons
@@ -210,11 +204,11 @@ def check_odd_weights(binary, folder):
 def check_channels_and_groups(binary, folder, source):
     for pattern in ("2:4", "4:8", "1:4"):
         kept, group = map(int, pattern.split(":"))
-        run(binary, "prune", source / "fashion_mlp.pt", "-o", folder / "g.pt", "--pattern", pattern)
+        report_of(binary, "prune", source / "fashion_mlp.pt", "-o", folder / "g.pt", "--pattern", pattern)
         for weight in weights_of(torch.jit.load(str(folder / "g.pt"))).values():
             zeros = (weight.view(-1, group) == 0).sum(1)
             assert (zeros == group - kept).all(), pattern
-    run(binary, "prune", source / "fashion_cnn.pt", "-o", folder / "c.pt", "--pattern", "channels-zero", "--sparsity", 0.25,
+    report_of(binary, "prune", source / "fashion_cnn.pt", "-o", folder / "c.pt", "--pattern", "channels-zero", "--sparsity", 0.25,
         "--types", "all", "--criterion", "l2")
     original = weights_of(torch.jit.load(str(source / "fashion_cnn.pt")))
     for name, weight in weights_of(torch.jit.load(str(folder / "c.pt"))).items():

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cli/run_mcompress.h"
 
 namespace mcompress::testing {
@@ -52,12 +50,6 @@ TEST(RealModels, LegacyCheckpointIsListed) {
   EXPECT_EQ(result["notes"][1], "prefix 'module.' removed from every name");
 }
 
-json find_layer(const json& layers, const std::string& name) {
-  const auto found =
-      std::find_if(layers.begin(), layers.end(), [&](const json& l) { return l["name"] == name; });
-  return found == layers.end() ? json() : *found;
-}
-
 TEST(RealModels, LegacyCheckpointQuantizesToSafetensors) {
   SKIP_WITHOUT_TEST_DATA();
   const TemporaryFolder folder;
@@ -65,11 +57,10 @@ TEST(RealModels, LegacyCheckpointQuantizesToSafetensors) {
       report_of("quantize " + test_data() + "/resnet/resnet20-cifar10.th -o " + (folder / "q.safetensors"));
   EXPECT_EQ(report["layers"].size(), 20U);  // 19 convolutions stay, one linear layer is quantized
   EXPECT_EQ(report["size"]["predicted_bytes"], report["output"]["bytes"]);
-  const json layers =
-      json::parse(run_mcompress("inspect --json " + (folder / "q.safetensors")).out)["layers"];
-  EXPECT_EQ(layers.size(), 98U);
-  EXPECT_EQ(find_layer(layers, "linear.weight")["dtype"], "I8");
-  EXPECT_EQ(find_layer(layers, "linear.weight_scale")["shape"], json::parse("[10,1]"));
+  const json listed = json::parse(run_mcompress("inspect --json " + (folder / "q.safetensors")).out);
+  EXPECT_EQ(listed["layers"].size(), 98U);
+  EXPECT_EQ(layer_named(listed, "linear.weight")["dtype"], "I8");
+  EXPECT_EQ(layer_named(listed, "linear.weight_scale")["shape"], json::parse("[10,1]"));
 }
 
 TEST(RealModels, HuggingFaceFolderStaysOne) {

@@ -109,7 +109,7 @@ std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
   const std::string& types = options.types;
   if (kind == LayerKind::kEmbedding && options.needs_inputs())
     return fmt::format("an embedding has no inputs for --criterion {}", options.criterion);
-  const bool convolution = kind == LayerKind::kConv1d || kind == LayerKind::kConv2d;
+  const bool convolution = is_convolution(kind);
   const std::string type = convolution ? "conv" : name_of(kind);
   if (types == "all" || types.find(type) != std::string::npos) return "";
   return fmt::format("--types {} leaves it out", types);

@@ -58,11 +58,10 @@ Norms calibrate(const torch::jit::Module& program, const std::vector<Layer>& lay
     if (found != norms.end()) found->second.add(input);
   });
   Progress progress("calibrate", data.size());
-  for (int64_t begin = 0; begin < data.size(); begin += batch_size) {
-    const int64_t end = std::min(begin + batch_size, data.size());
-    run(data.batch(begin, end));
+  data.for_batches(batch_size, [&](const at::Tensor& batch, int64_t begin, int64_t end) {
+    run(batch);
     progress.step(end - begin);
-  }
+  });
   return norms;
 }
 

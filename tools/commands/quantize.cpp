@@ -103,8 +103,7 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
 }  // namespace
 
 std::string obstacle_of(LayerKind kind, const QuantizeCommand& options) {
-  if (kind == LayerKind::kConv1d || kind == LayerKind::kConv2d)
-    return "dynamic mode treats no convolutions, static mode does";
+  if (is_convolution(kind)) return "dynamic mode treats no convolutions, static mode does";
   const bool left = kind == LayerKind::kEmbedding && !options.embeddings;
   return left ? "embeddings are left alone without --embeddings" : "";
 }
@@ -118,7 +117,7 @@ Command quantize_command() {
     app.add_option(
            "--mode", options->mode,
            "dynamic: weights are narrowed, activations when they come; static: activations too, on grids "
-           "chosen by calibration")
+           "chosen by calibration; qat: the same, after training with rounded weights and activations")
         ->check(CLI::IsMember({"dynamic", "static", "qat"}));
     app.add_option("--dtype", options->dtype, "Type of the stored weights")
         ->check(CLI::IsMember({"int8", "float16", "bfloat16"}));

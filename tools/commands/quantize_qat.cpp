@@ -25,18 +25,19 @@ QatOptions qat_options(const QuantizeCommand& options) {
 
 // The rows that the grids start from: --calib-data, or the first of the training rows.
 Dataset calibration_rows(const QuantizeCommand& options, const Dataset& train, Report& report) {
-  if (auto rows = read_calibration(options.calib_data, options.nsamples, options, report)) return *rows;
-  const int64_t count = std::min(options.nsamples, train.size());
-  return {train.inputs.slice(0, 0, count), train.labels.slice(0, 0, count), train.options};
+  auto rows = read_calibration(options.calib_data, options.nsamples, options, report);
+  return rows ? *rows : train.first(options.nsamples);
 }
 
 // Static layers for training to start from. With batch statistics nothing is corrected, since the
 // normalization does that.
-MadeLayers start_layers(StaticRun& state, const std::vector<Observer>& observers, const Dataset& data,
-                        const QatOptions& options) {
+StaticLayers start_layers(StaticRun& state, const std::vector<Observer>& observers, const Dataset& data,
+                          const QatOptions& options) {
   StaticOptions grid = options.grid;
   grid.bias_correction = options.freeze_bn_after == 0;
-  return quantize_static(state.folded, observers, state.folded.chosen, data, grid);
+  StaticLayers made = quantize_static(state.folded, observers, &data, grid);
+  if (grid.bias_correction) correct_biases(state.folded, made, data);
+  return made;
 }
 
 // Traced programs have no switch between training and use.
@@ -50,8 +51,7 @@ void warn_of_tracing(const torch::jit::Module& program, Report& report) {
       if (node->kind() != c10::aten::dropout && node->kind() != c10::aten::batch_norm) continue;
       report.warnings.emplace_back(
           "the model was traced in eval mode: its dropout, and batch normalization that follows no layer, "
-          "stay as "
-          "they are while it is trained");
+          "stay as they are while it is trained");
       return;
     }
   }
@@ -71,7 +71,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   make_dense(trainee);
   warn_of_tracing(trainee, report);
   report.quantization.emplace();
-  StaticRun state(trainee, options);
+  StaticRun state = start_static(trainee, options);
   evaluate_input(options, report);
   const QatOptions method = qat_options(options);
   const CheckpointOptions checkpoint =
@@ -91,7 +91,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   const TrainOptions train_settings = train_options(options.training, options.eval.batch_size, run.seed);
   const TrainResult result =
       timed(report, "train", [&] { return train(task, rows.train, train_settings, checkpoint); });
-  report.training = describe_training(result);
+  report.training = Training{result, std::nullopt};
   if (data) {
     report.training->fake_quantized.emplace();
     report.training->fake_quantized->accuracy = timed(report, "evaluate before conversion", [&] {

@@ -71,12 +71,7 @@ LayerTiming time_layer(const Forward& exact, const Forward& integer, const at::T
 }
 
 Forward packed_forward(const torch::jit::Module& program, const std::string& path) {
-  torch::jit::Module module = program;
-  for (size_t begin = 0; begin < path.size();) {
-    const size_t end = std::min(path.find('.', begin), path.size());
-    module = module.attr(path.substr(begin, end - begin)).toModule();
-    begin = end + 1;
-  }
+  const torch::jit::Module module = module_at(program, path);
   if (const auto pack = module.find_method("pack")) (*pack)({});
   return program_forward(module);
 }

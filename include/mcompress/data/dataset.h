@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,7 +26,17 @@ struct Dataset {
   int64_t size() const;
   at::Tensor batch(int64_t begin, int64_t end) const;  // float32; integers other than bytes stay int64
   at::Tensor prepare(const at::Tensor& rows) const;    // the same for rows of `inputs`
+
+  Dataset first(int64_t count) const;               // the first rows, at most all
+  Dataset select(const at::Tensor& indices) const;  // the rows with these indices
+
+  // Calls `use` with each batch in turn and the rows that it is made of; the last may be smaller.
+  void for_batches(int64_t batch_size,
+                   const std::function<void(const at::Tensor& batch, int64_t begin, int64_t end)>& use) const;
 };
+
+// 0 to size - 1 in an order that the seed gives.
+at::Tensor shuffled(int64_t size, uint64_t seed);
 
 // Reads labelled data, recognised by content. Throws Error: 66 missing, 65 malformed, 2 options
 // that do not fit.

@@ -12,10 +12,10 @@
 namespace mcompress {
 
 // How the range of what a layer is given is chosen. kMinMax: all that was seen. kMovingAverage: of each
-// batch's range, with weight 0.01 for a new one. kHistogram: ends move inwards, the one first beyond which
-// fewer values lie, while the squared error falls (as torch.ao's HistogramObserver). kPercentile: what leaves
-// out the given share on each side. kMse: the least squared error of 100 narrower ranges, each end then on
-// its own.
+// batch's range, a new one having kMovingAverageWeight. kHistogram: ends move inwards, the one first beyond
+// which fewer values lie, while the squared error falls (as torch.ao's HistogramObserver). kPercentile: what
+// leaves out the given share on each side. kMse: the least squared error of 100 narrower ranges, each end
+// then on its own.
 enum class ObserverKind { kMinMax, kMovingAverage, kHistogram, kPercentile, kMse };
 
 struct Range {
@@ -24,6 +24,8 @@ struct Range {
 
 // The grid whose codes reach from range.low to range.high.
 InputGrid grid_of(const Range& range, int bits);
+
+inline constexpr double kMovingAverageWeight = 0.01;
 
 // Watches the values that one layer is given. Memory does not depend on their number, and the result not on
 // the number of threads.

@@ -22,8 +22,7 @@ class QatModel {
   // Takes over `program`, whose tensors are changed by training. Starts from the layers in `made`, which
   // static quantization gave; layers without one are trained in float.
   QatModel(const torch::jit::Module& program, const std::vector<Layer>& layers,
-           const std::vector<Followers>& followers, const std::vector<std::optional<StaticLayer>>& made,
-           const QatOptions& options);
+           const std::vector<Followers>& followers, const StaticLayers& made, const QatOptions& options);
   ~QatModel();
   QatModel(QatModel&&) noexcept;
 
@@ -34,7 +33,7 @@ class QatModel {
   at::Tensor evaluate(const at::Tensor& input);
 
   // The layers as integers, by layer index, and the program that holds what else was trained, in eval mode.
-  std::vector<std::optional<StaticLayer>> convert();
+  StaticLayers convert();
   const torch::jit::Module& program();
 
  private:

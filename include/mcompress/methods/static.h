@@ -17,11 +17,13 @@ struct StaticOptions {
   int weight_bits = 8;
   std::optional<int> activation_bits = 8;  // none: inputs stay float
   ObserverKind observer = ObserverKind::kHistogram;
-  double percentile = 99.99;   // of ObserverKind::kPercentile
-  bool search_weights = true;  // below 8 bits: for the scale with the least squared error of the outputs
-  bool per_tensor = false;     // one scale a weight
-  bool bias_correction = false;
+  double percentile = 99.99;     // of ObserverKind::kPercentile
+  bool search_weights = true;    // below 8 bits: for the scale with the least squared error of the outputs
+  bool per_tensor = false;       // one scale a weight
+  bool bias_correction = false;  // correct_biases() follows, so that the search leaves means out
   Runtime runtime = Runtime::kInt8;
+
+  StaticBits bits() const { return {weight_bits, activation_bits}; }
 };
 
 // A layer in float32 with the batch normalization that followed it folded in.
@@ -45,23 +47,25 @@ struct FoldedProgram {
   at::Tensor run_layer(size_t layer, const at::Tensor& input) const;
   at::Tensor finish(size_t layer, const at::Tensor& output) const;  // the ReLU, where there is one
   // The program's output with the layers that have one in `made` as integers, and the others in float32.
-  at::Tensor run(const at::Tensor& input, const std::vector<std::optional<StaticLayer>>& made);
+  at::Tensor run(const at::Tensor& input, const StaticLayers& made);
 };
 
 // What each chosen layer is given by the first rows of `data`, by layer index.
 std::vector<Observer> observe(FoldedProgram& program, const Dataset& data, int64_t batch_size);
 
-// The layers of `wanted` as integers. With bias correction, each channel's mean and deviation on the first
-// rows of `data` are set back to what they are in the float program, the layers before being integers
-// already: the mean by the bias (arXiv:1906.04721, 4.2), the deviation by the scale (arXiv:1810.05723, 4.2).
-// A layer that the data did not reach has none.
-std::vector<std::optional<StaticLayer>> quantize_static(FoldedProgram& program,
-                                                        const std::vector<Observer>& observers,
-                                                        const std::vector<bool>& wanted, const Dataset& data,
-                                                        const StaticOptions& options);
+// The chosen layers as integers. Below 8 bits, with options.search_weights, scales are those with the least
+// squared error of the layer's outputs on the first rows of `data`, which may be null. A layer whose inputs
+// were not seen has none.
+StaticLayers quantize_static(FoldedProgram& program, const std::vector<Observer>& observers,
+                             const Dataset* data, const StaticOptions& options);
 
 // The same where no data was seen: for the size of the file alone.
-std::vector<std::optional<StaticLayer>> quantize_unseen(FoldedProgram& program, const StaticOptions& options);
+StaticLayers quantize_unseen(FoldedProgram& program, const StaticOptions& options);
+
+// Sets each channel's mean and deviation on the first rows of `data` back to what they are in the float
+// program, the layers before being integers already: the mean by the bias (arXiv:1906.04721, 4.2), the
+// deviation by the scale (arXiv:1810.05723, 4.2).
+void correct_biases(FoldedProgram& program, StaticLayers& made, const Dataset& data);
 
 // The SQNR, in decibel, of the program's outputs on `data` where one layer alone is made of integers; by
 // layer index, empty for layers that are not made. `rows` gets the share of rows whose class is the label's.
@@ -69,8 +73,7 @@ struct Damage {
   double sqnr_db;
   std::optional<double> top1;  // where the data has labels
 };
-std::vector<std::optional<Damage>> measure_damage(FoldedProgram& program,
-                                                  const std::vector<std::optional<StaticLayer>>& made,
+std::vector<std::optional<Damage>> measure_damage(FoldedProgram& program, const StaticLayers& made,
                                                   const Dataset& data, int64_t batch_size);
 
 }  // namespace mcompress

@@ -19,6 +19,14 @@ struct Dense {
   at::Tensor values;  // float16 or bfloat16, the weight's shape
 };
 
+// The grid that a layer's input is rounded to: x ~ scale * (code - zero_point), codes from 0 to 2^bits - 1.
+struct InputGrid {
+  double scale = 1;
+  int64_t zero_point = 0;
+  int bits = 8;
+  int64_t top() const { return (int64_t{1} << bits) - 1; }  // the highest code
+};
+
 // What a method makes of a layer's weight: a plain value that knows no file and no kernel.
 using CompressedWeight = std::variant<IntChannel, Dense>;
 

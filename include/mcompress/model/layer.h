@@ -12,6 +12,7 @@ namespace mcompress {
 
 enum class LayerKind { kLinear, kConv1d, kConv2d, kEmbedding };
 const char* name_of(LayerKind kind);
+bool is_convolution(LayerKind kind);
 
 // How a convolution slides over its input, by spatial dimension.
 struct Convolution {

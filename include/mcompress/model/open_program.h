@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include <torch/script.h>
@@ -9,6 +10,9 @@
 
 namespace mcompress {
 
+// Why a layer cannot become a function; empty where it can.
+std::string obstacle_to_open(const Layer& layer);
+
 // Takes the place of a layer, of the batch normalization and of the ReLU that follow it: input in, output
 // out.
 using LayerFunction = std::function<at::Tensor(size_t layer, const at::Tensor& input)>;
@@ -16,7 +20,7 @@ using LayerFunction = std::function<at::Tensor(size_t layer, const at::Tensor& i
 // A program in which some layers are functions of ours: for calibration, trials and training.
 class OpenProgram {
  public:
-  // `opened` tells by index which layers; they must have no obstacle. Those in `folded` take over what
+  // `opened` tells by index which layers; they must have no obstacle to it. Those in `folded` take over what
   // follows them. All tensors are shared with `program`.
   OpenProgram(const torch::jit::Module& program, const std::vector<Layer>& layers,
               const std::vector<bool>& opened, const std::vector<bool>& folded);

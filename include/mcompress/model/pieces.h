@@ -12,6 +12,9 @@ namespace mcompress {
 void for_row_pieces(int64_t first, int64_t last, int64_t columns,
                     const std::function<void(int64_t begin, int64_t end)>& use);
 
+// One value a row, shaped to be multiplied with a tensor [rows, ...].
+at::Tensor by_rows(const at::Tensor& values, const at::Tensor& rows);
+
 // Elements of a tensor of any shape and dtype, and how many are not zero, NaN or infinite.
 struct ElementCount {
   int64_t elements = 0, nonzeros = 0, non_finite = 0;

@@ -53,6 +53,9 @@ bool make_sparse(const torch::jit::Module& program, const std::set<std::string>&
 // no layer of it is sparse.
 bool make_dense(const torch::jit::Module& program);
 
+// The module at a path such as "encoder.fc1"; the program itself at the empty one.
+torch::jit::Module module_at(const torch::jit::Module& program, const std::string& path);
+
 // A program as LibTorch serializes it, in memory.
 std::string serialize_program(const torch::jit::Module& program);
 

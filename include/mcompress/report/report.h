@@ -12,8 +12,9 @@
 
 #include "mcompress/measure/accuracy.h"
 #include "mcompress/measure/latency.h"
+#include "mcompress/methods/trainer.h"
+#include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
-#include "mcompress/model/static_layer.h"
 
 namespace mcompress {
 
@@ -85,6 +86,9 @@ struct Quantization {
 struct Pruning {
   std::optional<double> target;  // the share that was asked for
   int64_t weights = 0, zeros = 0;
+  double sparsity() const {
+    return weights == 0 ? 0 : static_cast<double>(zeros) / static_cast<double>(weights);
+  }
 };
 
 // The same model in several forms, so that a small file is seen beside what zstd makes of the dense one.
@@ -101,19 +105,9 @@ struct SweepRow {
   uint64_t dense_bytes = 0, stored_bytes = 0;  // stored as a bitmask
 };
 
-// What a training run did.
-struct TrainedEpoch {
-  int64_t epoch = 0;
-  double loss = 0, rate = 0;    // mean cross entropy, NaN for epoch 0; learning rate of the last step
-  std::optional<double> score;  // top-1 on the validation rows
-  double seconds = 0;
-};
-struct Training {
-  int64_t steps = 0, best_epoch = 0;
-  std::string stopped;
-  std::optional<int64_t> resumed_at_step;
+// What a training run did. Scores are top-1 on the validation rows.
+struct Training : TrainResult {
   std::optional<Metrics> fake_quantized;  // of quantization-aware training, before conversion
-  std::vector<TrainedEpoch> epochs;
 };
 
 struct Gate {

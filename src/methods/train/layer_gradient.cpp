@@ -7,6 +7,8 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "mcompress/model/pieces.h"
+
 namespace mcompress {
 
 namespace {
@@ -129,10 +131,7 @@ struct LsqRound : Function<LsqRound> {
     return steps.round().add_(zero_point).clamp_(low, high);
   }
   static at::Tensor spread(const at::Tensor& scale, const at::Tensor& x) {
-    if (scale.numel() == 1) return scale;
-    std::vector<int64_t> shape(static_cast<size_t>(x.dim()), 1);
-    shape[0] = scale.numel();
-    return scale.view(shape);
+    return scale.numel() == 1 ? scale : by_rows(scale, x);
   }
 };
 

@@ -1,5 +1,8 @@
 #include "state_file.h"
 
+#include <cstdlib>
+#include <sstream>
+
 #include <ATen/ATen.h>
 
 #include "mcompress/base/error.h"
@@ -38,6 +41,30 @@ TrainState read_state(const std::string& path) {
     state.tensors[array.name] = rows_of(array, 0, array.shape[0]).clone();
   }
   return state;
+}
+
+std::string to_text(const std::vector<EpochRecord>& epochs) {
+  std::string text;
+  for (const EpochRecord& epoch : epochs) {
+    text += fmt::format("{} {:.17g} {:.17g} {} {:.17g}\n", epoch.epoch, epoch.loss, epoch.rate,
+                        epoch.score ? fmt::format("{:.17g}", *epoch.score) : "-", epoch.seconds);
+  }
+  return text;
+}
+
+std::vector<EpochRecord> epochs_of(const std::string& text) {
+  std::vector<EpochRecord> epochs;
+  std::istringstream lines(text);
+  EpochRecord epoch;
+  std::string score;
+  std::string loss;
+  while (lines >> epoch.epoch >> loss >> epoch.rate >> score >> epoch.seconds) {
+    epoch.loss = std::strtod(loss.c_str(), nullptr);  // "nan" too
+    epoch.score.reset();
+    if (score != "-") epoch.score = std::strtod(score.c_str(), nullptr);
+    epochs.push_back(epoch);
+  }
+  return epochs;
 }
 
 }  // namespace mcompress

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <random>
-#include <sstream>
 
 #include <ATen/ATen.h>
 
@@ -34,39 +32,6 @@ uint64_t mix(uint64_t seed, uint64_t use, int64_t step) {
   return value ^ (value >> 31U);
 }
 enum Use : uint64_t { kShuffle = 1, kAugment, kModel };
-
-at::Tensor shuffled(int64_t size, uint64_t seed) {
-  at::Tensor order = at::arange(size, at::kLong);
-  auto* values = order.mutable_data_ptr<int64_t>();
-  std::mt19937_64 random(seed);
-  for (int64_t i = size - 1; i > 0; --i)
-    std::swap(values[i], values[random() % static_cast<uint64_t>(i + 1)]);
-  return order;
-}
-
-std::string to_text(const std::vector<EpochRecord>& epochs) {
-  std::string text;
-  for (const EpochRecord& epoch : epochs) {
-    text += fmt::format("{} {:.17g} {:.17g} {} {:.17g}\n", epoch.epoch, epoch.loss, epoch.rate,
-                        epoch.score ? fmt::format("{:.17g}", *epoch.score) : "-", epoch.seconds);
-  }
-  return text;
-}
-
-std::vector<EpochRecord> epochs_of(const std::string& text) {
-  std::vector<EpochRecord> epochs;
-  std::istringstream lines(text);
-  EpochRecord epoch;
-  std::string score;
-  std::string loss;
-  while (lines >> epoch.epoch >> loss >> epoch.rate >> score >> epoch.seconds) {
-    epoch.loss = std::strtod(loss.c_str(), nullptr);  // "nan" too
-    epoch.score.reset();
-    if (score != "-") epoch.score = std::strtod(score.c_str(), nullptr);
-    epochs.push_back(epoch);
-  }
-  return epochs;
-}
 
 class Trainer {
  public:

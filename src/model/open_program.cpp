@@ -1,11 +1,10 @@
-#include <mutex>
-
-#include <torch/csrc/jit/frontend/resolver.h>
-#include <torch/library.h>
-
-#include "mcompress/base/error.h"
-#include "mcompress/model/followers.h"
 #include "mcompress/model/open_program.h"
+
+#include <fmt/format.h>
+#include <torch/csrc/jit/frontend/resolver.h>
+
+#include "layer_call.h"
+#include "mcompress/model/followers.h"
 #include "mcompress/model/program.h"
 
 namespace mcompress {
@@ -13,19 +12,6 @@ namespace mcompress {
 namespace {
 
 using torch::jit::Module;
-
-// The function of the run that is under way. A program may fork, so it is not one a thread.
-struct Current {
-  std::recursive_mutex mutex;
-  const LayerFunction* function = nullptr;
-} current;
-
-at::Tensor call(int64_t layer, const at::Tensor& input) {
-  const std::lock_guard lock(current.mutex);
-  if (current.function == nullptr)
-    throw error(Exit::kInternal, "internal error: a layer runs outside its run");
-  return (*current.function)(static_cast<size_t>(layer), input);
-}
 
 struct OwnOperators : torch::jit::NativeResolver {
   std::shared_ptr<torch::jit::SugaredValue> resolveValue(const std::string& name,
@@ -52,9 +38,10 @@ Module make_caller(const Layer& layer, size_t index) {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mcompress, library) {
-  library.def("call(int layer, Tensor input) -> Tensor");
-  library.impl("call", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(call));
+std::string obstacle_to_open(const Layer& layer) {
+  if (!layer.obstacle.empty()) return layer.obstacle;
+  const bool unknown = is_convolution(layer.kind) && !layer.convolution;
+  return unknown ? "the settings of its convolution are not constants" : "";
 }
 
 OpenProgram::OpenProgram(const Module& program, const std::vector<Layer>& layers,
@@ -67,14 +54,7 @@ OpenProgram::OpenProgram(const Module& program, const std::vector<Layer>& layers
 }
 
 at::Tensor OpenProgram::run(const at::Tensor& input, const LayerFunction& function) {
-  struct Guard {
-    explicit Guard(const LayerFunction* function) { set(function); }
-    ~Guard() { set(nullptr); }
-    static void set(const LayerFunction* function) {
-      const std::lock_guard lock(current.mutex);
-      current.function = function;
-    }
-  } const guard(&function);
+  const LayerCalls calls(function);
   return run_program(program_, input);
 }
 

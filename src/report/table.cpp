@@ -1,0 +1,63 @@
+#include <fmt/format.h>
+
+#include "mcompress/base/text.h"
+#include "mcompress/report/report.h"
+#include "mcompress/report/sweep.h"
+
+namespace mcompress {
+
+namespace {
+
+std::string metrics_cells(const std::optional<Metrics>& metrics) {
+  std::string cells;
+  if (!metrics) return cells;
+  if (metrics->accuracy) {
+    const Interval interval = wilson_interval(metrics->accuracy->top1);
+    cells += fmt::format("  top-1 {:.2f} % [{:.2f}, {:.2f}]  top-5 {:.2f} %  loss {:.4f}",
+                         100 * metrics->accuracy->top1.value(), 100 * interval.low, 100 * interval.high,
+                         100 * metrics->accuracy->top5.value(), metrics->accuracy->loss);
+  }
+  if (metrics->latency) {
+    cells +=
+        fmt::format("  {:.3f} ms a batch of {}", 1000 * metrics->latency->p50, metrics->latency->batch_size);
+  }
+  for (const auto& [name, value] : metrics->custom)
+    cells += fmt::format("  {} {:.6g}", printable(name), value);
+  return cells;
+}
+
+}  // namespace
+
+std::string to_table(const Report& report) {
+  std::string table = sweep_table(report.sweep);
+  if (!report.before && !report.output) return table;
+  if (report.input)
+    table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));
+  if (!report.output) return table;
+  if (report.training && report.training->fake_quantized)
+    table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));
+  table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
+  table += fmt::format("{:.2f} times smaller", report.size_ratio());
+  if (report.pruning && report.pruning->weights > 0) {
+    table += fmt::format(", {:.2f} % of {} weights are zero", 100 * report.pruning->sparsity(),
+                         report.pruning->weights);
+  }
+  if (report.before && report.after && report.before->accuracy && report.after->accuracy) {
+    table += fmt::format(", same class for {:.2f} % of the samples",
+                         100 * agreement(*report.before->accuracy, *report.after->accuracy).value());
+  }
+  if (report.before && report.after && report.before->latency && report.after->latency) {
+    table +=
+        fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
+  }
+  table += "\n";
+  if (report.storage) {
+    const Storage& storage = *report.storage;
+    table += fmt::format("stored as {}: {} bytes, with zstd {}; dense: {} bytes, with zstd {}\n",
+                         storage.store, storage.stored_bytes, storage.stored_zstd_bytes, storage.dense_bytes,
+                         storage.dense_zstd_bytes);
+  }
+  return table;
+}
+
+}  // namespace mcompress
