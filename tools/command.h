@@ -33,9 +33,11 @@ Command inspect_command();
 Command evaluate_command();
 Command quantize_command();
 Command prune_command();
+Command distill_command();
 Command expand_command();
 inline std::vector<Command> all_commands() {
-  return {inspect_command(), evaluate_command(), quantize_command(), prune_command(), expand_command()};
+  return {inspect_command(), evaluate_command(), quantize_command(),
+          prune_command(),   distill_command(),  expand_command()};
 }
 
 void add_run_options(CLI::App& app, RunOptions& options);

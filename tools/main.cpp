@@ -118,8 +118,8 @@ std::string text_of(const std::vector<Setting>& settings, const std::string& nam
 // The files that the settings name as input; data may be two files with a comma between.
 std::vector<std::string> inputs_of(const std::vector<Setting>& settings) {
   std::vector<std::string> inputs;
-  for (const char* name :
-       {"model", "config", "data_config", "eval_data", "calib_data", "train_data", "valid_data"}) {
+  for (const char* name : {"model", "config", "data_config", "eval_data", "calib_data", "train_data",
+                           "valid_data", "teacher", "student"}) {
     std::string text = text_of(settings, name);
     inputs.push_back(text);
     const size_t comma = text.find(',');

@@ -10,20 +10,13 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/output.h"
 #include "mcompress/base/sha256.h"
+#include "mcompress/report/report.h"
 
 namespace mcompress::cli {
 
 namespace {
 
 constexpr const char* kGroup = "Training";
-
-// Of a file, a folder, or two files with a comma between.
-std::string hash_of_data(const std::string& path) {
-  const size_t comma = path.find(',');
-  if (path.empty() || std::filesystem::exists(path) || comma == std::string::npos)
-    return path.empty() ? "" : sha256_of_path(path);
-  return sha256_of_path(path.substr(0, comma)) + sha256_of_path(path.substr(comma + 1));
-}
 
 // A hash of these hashes and of all settings that decide what is trained.
 std::string fingerprint_of(const std::vector<std::string>& hashes, const Report& report) {
@@ -52,7 +45,14 @@ std::string fingerprint_of(const std::vector<std::string>& hashes, const Report&
                            "train_data",
                            "valid_data",
                            "calib_data",
-                           "data_config"})
+                           "data_config",
+                           "teacher",
+                           "student",
+                           "cache",
+                           "html",
+                           "store",
+                           "baseline",
+                           "seeds"})
     settings.erase(name);
   const std::string text = fmt::format("{}\n{}", fmt::join(hashes, "\n"), settings.dump());
   return sha256_of(std::as_bytes(std::span(text)));
@@ -60,8 +60,16 @@ std::string fingerprint_of(const std::vector<std::string>& hashes, const Report&
 
 }  // namespace
 
-void add_train_options(CLI::App& app, TrainCommand& command) {
+std::string hash_of_data(const std::string& path) {
+  const size_t comma = path.find(',');
+  if (path.empty() || std::filesystem::exists(path) || comma == std::string::npos)
+    return path.empty() ? "" : sha256_of_path(path);
+  return sha256_of_path(path.substr(0, comma)) + sha256_of_path(path.substr(comma + 1));
+}
+
+void add_train_options(CLI::App& app, TrainCommand& command, double default_rate) {
   TrainOptions& train = command.options;
+  train.rate = command.default_rate = default_rate;
   const auto add = [&](const char* name, auto& value, const char* help) {
     return app.add_option(name, value, help)->group(kGroup);
   };
@@ -83,12 +91,12 @@ void add_train_options(CLI::App& app, TrainCommand& command) {
   add("--momentum", train.momentum, "Of --optimizer sgd")->check(number_from(0, 1));
   add("--weight-decay", train.weight_decay, "Of weights; biases, scales and normalizations have none")
       ->check(at_least(0));
-  add("--schedule", command.schedule,
+  add("--lr-schedule", command.schedule,
       "How the rate changes: constant; cosine: down to 0; step: see --step-epochs")
       ->check(CLI::IsMember({"constant", "cosine", "step"}));
-  add("--step-epochs", train.step_epochs, "With --schedule step: epochs between two changes")
+  add("--step-epochs", train.step_epochs, "With --lr-schedule step: epochs between two changes")
       ->check(CLI::Range(1, 100'000));
-  add("--step-factor", train.step_factor, "With --schedule step: what the rate is multiplied by")
+  add("--step-factor", train.step_factor, "With --lr-schedule step: what the rate is multiplied by")
       ->check(number_from(0, 1));
   add("--warmup-steps", train.warmup_steps, "Steps in which the rate grows from 0")->check(at_least(0));
   add("--clip-norm", train.clip_norm, "Most that the norm of all gradients may be; 0: any")
@@ -100,8 +108,36 @@ void add_train_options(CLI::App& app, TrainCommand& command) {
       ->check(CLI::Range(0, 10'000));
   add("--patience", train.patience, "Epochs without a better score that end the training; 0: never")
       ->check(at_least(0));
+  add("--html", command.html, "Write a page with the curves to this file");
   app.add_flag("--resume", command.resume, "Go on from the checkpoint that a stopped run left")
       ->group(kGroup);
+}
+
+std::string given_train_option(const TrainCommand& command) {
+  const TrainOptions &asked = command.options, plain;
+  const std::vector<std::pair<std::string, bool>> used = {
+      {"--train-data", !command.train_data.empty()},
+      {"--valid-data", !command.valid_data.empty()},
+      {"--valid-share", command.valid_share.has_value()},
+      {"--epochs", asked.epochs != plain.epochs},
+      {"--lr", asked.rate != command.default_rate},
+      {"--optimizer", command.optimizer != "sgd"},
+      {"--momentum", asked.momentum != plain.momentum},
+      {"--weight-decay", asked.weight_decay != plain.weight_decay},
+      {"--lr-schedule", command.schedule != "cosine"},
+      {"--step-epochs", asked.step_epochs != plain.step_epochs},
+      {"--step-factor", asked.step_factor != plain.step_factor},
+      {"--warmup-steps", asked.warmup_steps != plain.warmup_steps},
+      {"--clip-norm", asked.clip_norm != plain.clip_norm},
+      {"--label-smoothing", asked.label_smoothing != plain.label_smoothing},
+      {"--flip", asked.augment.flip},
+      {"--crop", asked.augment.crop != plain.augment.crop},
+      {"--patience", asked.patience != plain.patience},
+      {"--resume", command.resume}};
+  for (const auto& [name, given] : used) {
+    if (given) return name;
+  }
+  return "";
 }
 
 TrainOptions train_options(const TrainCommand& command, int64_t batch_size, int64_t seed) {
@@ -116,12 +152,14 @@ TrainOptions train_options(const TrainCommand& command, int64_t batch_size, int6
 }
 
 TrainData read_train_data(const TrainCommand& command, const DataOptions& options, uint64_t seed,
-                          Report& report) {
+                          bool labelled, Report& report) {
   DataOptions rows = options;
   rows.split = "train";
   rows.limit = command.train_limit;
   TrainData data;
-  data.train = timed(report, "read training data", [&] { return load_dataset(command.train_data, rows); });
+  data.train = timed(report, "read training data", [&] {
+    return labelled ? load_dataset(command.train_data, rows) : load_inputs(command.train_data, rows);
+  });
   if (command.options.augment.flip || command.options.augment.crop > 0) {
     if (data.train.inputs.dim() != 4)
       throw error(Exit::kUsage, "--flip and --crop are for images, and '{}' has inputs of {} dimensions",
@@ -152,15 +190,20 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   return {part(held, data.train.size()), part(0, held)};
 }
 
-CheckpointOptions checkpoint_options(const TrainCommand& command, const std::string& calib_data,
-                                     const std::string& output, const RunOptions& run,
-                                     const std::string& model_hash, Report& report) {
+CheckpointOptions checkpoint_options(const TrainCommand& command, const std::vector<std::string>& hashes,
+                                     const std::string& output, const RunOptions& run, const Report& report) {
   CheckpointOptions options;
   options.path = output + ".checkpoint";
   options.resume = command.resume;
-  options.fingerprint = fingerprint_of({model_hash, hash_of_data(command.train_data),
-                                        hash_of_data(command.valid_data), hash_of_data(calib_data)},
-                                       report);
+  std::vector<std::string> all = hashes;
+  all.push_back(hash_of_data(command.train_data));
+  all.push_back(hash_of_data(command.valid_data));
+  options.fingerprint = fingerprint_of(all, report);
+  if (!command.html.empty()) {
+    std::vector<std::string> others = run.inputs;
+    others.insert(others.end(), {output, options.path, output + ".teacher", run.report});
+    check_output(command.html, OutputKind::kFile, run.force, others);
+  }
   if (!run.report.empty() && is_inside(run.report, options.path))
     throw error(Exit::kCannotCreate, "report '{}' is the checkpoint of the run; choose another name",
                 run.report);
@@ -172,10 +215,39 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::str
         options.path);
   }
   check_output(options.path, OutputKind::kFile, true, run.inputs);
-  if (options.resume)
-    report.warnings.push_back(
-        fmt::format("there is no '{}' to go on from; the run starts anew", options.path));
   return options;
+}
+
+void warn_of_tracing(const torch::jit::Module& program, Report& report) {
+  for (const auto& item : program.named_modules()) {
+    const std::string type = item.value.type()->name()->name();
+    if (type != "Dropout" && !type.starts_with("BatchNorm")) continue;
+    const auto forward = item.value.find_method("forward");
+    if (!forward) continue;
+    for (const auto* node : forward->graph()->nodes()) {
+      if (node->kind() != c10::aten::dropout && node->kind() != c10::aten::batch_norm) continue;
+      report.warnings.emplace_back(
+          "the model was traced in eval mode: its dropout, and batch normalization that is not folded, stay "
+          "as "
+          "they are while it is trained");
+      return;
+    }
+  }
+}
+
+void warn_of_fresh_start(const CheckpointOptions& checkpoint, Report& report) {
+  if (checkpoint.resume && !std::filesystem::exists(checkpoint.path))
+    report.warnings.push_back(
+        fmt::format("there is no '{}' to go on from; the run starts anew", checkpoint.path));
+}
+
+void write_learning_page(const TrainCommand& command, const std::string& output, const RunOptions& run,
+                         const Report& report) {
+  if (command.html.empty()) return;
+  OutputFile file(command.html, run.force);
+  const std::string page = learning_page(report, output);
+  file.write(std::as_bytes(std::span(page)));
+  file.commit();
 }
 
 }  // namespace mcompress::cli

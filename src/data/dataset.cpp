@@ -38,14 +38,10 @@ Dataset make_pair(at::Tensor first, at::Tensor second, const std::string& path) 
 }
 
 at::Tensor read_idx_tensor(const std::string& path) {
-  const MappedFile file(path);
-  std::string unpacked;
-  Bytes bytes = file.bytes();
-  if (looks_like_gzip(bytes)) {
-    unpacked = gunzip(bytes, path);
-    bytes = std::as_bytes(std::span(unpacked));
-  }
-  return copy_array(read_idx(bytes, path));
+  const auto file = std::make_shared<const MappedFile>(path);
+  if (!looks_like_gzip(file->bytes())) return map_rows(read_idx(file->bytes(), path), file);
+  const std::string unpacked = gunzip(file->bytes(), path);
+  return copy_array(read_idx(std::as_bytes(std::span(unpacked)), path));
 }
 
 Dataset load_idx_pair(const std::string& images, const std::string& labels) {
@@ -80,12 +76,12 @@ std::string labels_beside(const std::string& images) {
   return labels.replace(at, std::string("images-idx3").size(), "labels-idx1");
 }
 
-Dataset load_cifar(Bytes bytes) {
+Dataset load_cifar(const SharedFile& file) {
   constexpr int64_t kChannels = 3, kSide = 32;
-  const auto count = static_cast<int64_t>(bytes.size() / kCifarRow);
+  const auto count = static_cast<int64_t>(file->bytes().size() / kCifarRow);
   const at::Tensor rows =
-      copy_array({"cifar", DType::kU8, {count, static_cast<int64_t>(kCifarRow)}, {}, bytes});
-  return {rows.narrow(1, 1, kCifarRow - 1).reshape({count, kChannels, kSide, kSide}),
+      map_rows({"cifar", DType::kU8, {count, static_cast<int64_t>(kCifarRow)}, {}, file->bytes()}, file);
+  return {rows.narrow(1, 1, kCifarRow - 1).view({count, kChannels, kSide, kSide}),
           rows.select(1, 0).to(at::kLong),
           {}};
 }
@@ -104,32 +100,35 @@ Dataset load_npz(Bytes bytes, const std::string& path, bool labelled) {
   return make_pair(tensors[0], tensors[1], path);
 }
 
-Dataset load_safetensors(Bytes bytes, const std::string& path, bool labelled) {
-  const SafetensorsFile file = read_safetensors(bytes, path);
-  if (file.arrays.size() == 1 && !labelled) return {copy_array(file.arrays[0]), {}, {}};
-  if (file.arrays.size() != 2)
-    throw bad_data("'{}' holds {} tensors; two are needed, inputs and labels", path, file.arrays.size());
-  return make_pair(copy_array(file.arrays[0]), copy_array(file.arrays[1]), path);
+Dataset load_safetensors(const SharedFile& file, const std::string& path, bool labelled) {
+  const std::vector<Array> arrays = read_safetensors(file->bytes(), path).arrays;
+  if (arrays.size() == 1 && !labelled) return {map_rows(arrays[0], file), {}, {}};
+  if (arrays.size() != 2)
+    throw bad_data("'{}' holds {} tensors; two are needed, inputs and labels", path, arrays.size());
+  return make_pair(map_rows(arrays[0], file), map_rows(arrays[1], file), path);
+}
+
+at::Tensor map_npy(const SharedFile& file, const std::string& path) {
+  return map_rows(read_npy(file->bytes(), path), file);
 }
 
 Dataset load_npy_pair(const std::string& first, const std::string& second) {
   const auto read = [](const std::string& path) {
-    const MappedFile file(path);
-    return copy_array(read_npy(file.bytes(), path));
+    return map_npy(std::make_shared<const MappedFile>(path), path);
   };
   return make_pair(read(first), read(second), first);
 }
 
 Dataset load_file(const std::string& path, bool labelled) {
-  const MappedFile file(path);
-  const Bytes bytes = file.bytes();
+  const auto file = std::make_shared<const MappedFile>(path);
+  const Bytes bytes = file->bytes();
   if (bytes.empty()) throw bad_data("data '{}' is empty", path);
   if (looks_like_gzip(bytes) || looks_like_idx(bytes)) return load_idx_pair(path, labels_beside(path));
   if (looks_like_zip(bytes)) return load_npz(bytes, path, labelled);
-  if (looks_like_safetensors(bytes)) return load_safetensors(bytes, path, labelled);
-  if (looks_like_npy(bytes) && !labelled) return {copy_array(read_npy(bytes, path)), {}, {}};
+  if (looks_like_safetensors(bytes)) return load_safetensors(file, path, labelled);
+  if (looks_like_npy(bytes) && !labelled) return {map_npy(file, path), {}, {}};
   if (looks_like_npy(bytes)) throw bad_data("'{}' is one .npy file; pass two as inputs.npy,labels.npy", path);
-  if (looks_like_cifar10(bytes)) return load_cifar(bytes);
+  if (looks_like_cifar10(bytes)) return load_cifar(file);
   throw bad_data("'{}' is no data set that is known: IDX, CIFAR-10 binary, .npy pair, .npz or safetensors",
                  path);
 }
@@ -155,27 +154,37 @@ at::Tensor per_channel(const std::vector<double>& values, const at::Tensor& inpu
 
 }  // namespace
 
-int64_t Dataset::size() const { return inputs.size(0); }
+int64_t Dataset::size() const { return places.defined() ? places.numel() : inputs.size(0); }
 
-at::Tensor Dataset::batch(int64_t begin, int64_t end) const { return prepare(inputs.slice(0, begin, end)); }
+at::Tensor Dataset::batch(int64_t begin, int64_t end) const {
+  return prepare(places.defined() ? inputs.index_select(0, places.slice(0, begin, end))
+                                  : inputs.slice(0, begin, end));
+}
 
-at::Tensor Dataset::prepare(const at::Tensor& rows) const {
-  const bool bytes = rows.scalar_type() == at::kByte;
-  if (!bytes && !rows.is_floating_point()) return rows.to(at::kLong);  // token ids
-  at::Tensor x = rows.to(at::kFloat).mul(options.scale.value_or(bytes ? 1.0 / 255.0 : 1.0));
+at::Tensor Dataset::raw(const at::Tensor& samples) const {
+  return inputs.index_select(0, places.defined() ? places.index_select(0, samples) : samples);
+}
+
+at::Tensor Dataset::prepare(const at::Tensor& raw) const {
+  const bool bytes = raw.scalar_type() == at::kByte;
+  if (!bytes && !raw.is_floating_point())
+    return raw.to(at::kLong, false, true);  // token ids; the file's are not the model's to change
+  at::Tensor x = raw.to(at::kFloat).mul(options.scale.value_or(bytes ? 1.0 / 255.0 : 1.0));
   if (!options.mean.empty()) x.sub_(per_channel(options.mean, x, "mean"));
   if (!options.stddev.empty()) x.div_(per_channel(options.stddev, x, "std"));
   return x;
 }
 
 Dataset Dataset::first(int64_t count) const {
-  const auto cut = [&](const at::Tensor& rows) { return rows.slice(0, 0, std::min(count, size())); };
-  return {cut(inputs), labels.defined() ? cut(labels) : labels, options};
+  const auto cut = [&](const at::Tensor& rows) {
+    return rows.defined() ? rows.slice(0, 0, std::min(count, size())) : rows;
+  };
+  return {places.defined() ? inputs : cut(inputs), cut(labels), options, cut(places)};
 }
 
-Dataset Dataset::select(const at::Tensor& indices) const {
-  return {inputs.index_select(0, indices), labels.defined() ? labels.index_select(0, indices) : labels,
-          options};
+Dataset Dataset::select(const at::Tensor& samples) const {
+  return {inputs, labels.defined() ? labels.index_select(0, samples) : labels, options,
+          places.defined() ? places.index_select(0, samples) : samples};
 }
 
 void Dataset::for_batches(

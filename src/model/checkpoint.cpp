@@ -91,6 +91,16 @@ at::Tensor rows_of(const Array& array, int64_t begin, int64_t end) {
   return copy;
 }
 
+at::Tensor map_rows(const Array& array, const SharedFile& file) {
+  const at::Tensor view = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
+  const Bytes bytes = file->bytes();
+  const auto* data = static_cast<const std::byte*>(view.const_data_ptr());
+  if (data < bytes.data() || data >= bytes.data() + bytes.size()) return view.clone();
+  return at::from_blob(
+      const_cast<void*>(view.const_data_ptr()), view.sizes(), view.strides(), [file](void*) {},
+      view.options());
+}
+
 ElementCount count_elements_of(const Array& array, const MappedFile& map) {
   if (!array.strides.empty())
     return count_elements_of(rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]));

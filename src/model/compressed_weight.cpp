@@ -20,6 +20,11 @@ uint64_t stored_bytes(const CompressedWeight& weight) {
   return (bits + 7) / 8 + codes.scale.nbytes();
 }
 
+const at::Tensor& stored_values(const CompressedWeight& weight) {
+  const auto* dense = std::get_if<Dense>(&weight);
+  return dense != nullptr ? dense->values : std::get<IntChannel>(weight).codes;
+}
+
 Runtime runtime_of(const at::Tensor& weight, Runtime wanted) {
   constexpr int64_t kSmall = 32'768;  // measured: two threads, 1 to 256 rows
   return wanted == Runtime::kInt8 && weight.numel() <= kSmall ? Runtime::kPortable : wanted;

@@ -6,6 +6,7 @@
 #include <new>
 #include <sstream>
 
+#include <ATen/MemoryOverlap.h>
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <malloc.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
@@ -128,6 +129,30 @@ std::function<at::Tensor(const at::Tensor&)> program_forward(const torch::jit::M
     const c10::InferenceMode guard;
     return run_program(program, input);
   };
+}
+
+std::vector<std::string> copy_values(const torch::jit::Module& from, const torch::jit::Module& to) {
+  std::map<std::string, at::Tensor> values;
+  const auto read = [&](const auto& list) {
+    for (const auto& item : list) values[item.name] = item.value;
+  };
+  read(from.named_parameters());
+  read(from.named_buffers());
+  std::vector<std::string> names;
+  const auto write = [&](const auto& list) {
+    for (const auto& item : list) {
+      const auto found = values.find(item.name);
+      if (found == values.end() || found->second.sizes() != item.value.sizes() ||
+          found->second.scalar_type() != item.value.scalar_type() ||
+          at::has_internal_overlap(item.value) == at::MemOverlap::Yes)
+        continue;
+      item.value.detach().copy_(found->second.detach());
+      names.push_back(item.name);
+    }
+  };
+  write(to.named_parameters());
+  write(to.named_buffers());
+  return names;
 }
 
 torch::jit::Module module_at(const torch::jit::Module& program, const std::string& path) {

@@ -149,7 +149,8 @@ ordered_json pruning_json(const Report& report) {
                        {"weights", pruning.weights},
                        {"zeros", pruning.zeros},
                        {"sparsity", pruning.sparsity()},
-                       {"sparsity_of_model", nullptr}};
+                       {"sparsity_of_model", nullptr},
+                       {"at_once", metrics_json(pruning.at_once)}};
   if (report.output) {
     json["sparsity_of_model"] =
         share_of(report.output->parameters - report.output->nonzeros, report.output->parameters);
@@ -194,21 +195,61 @@ ordered_json quantization_json(const std::optional<Quantization>& quantization) 
           {"trials", list_json(quantization->trials, trial_json)}};
 }
 
+ordered_json epoch_json(const EpochRecord& epoch) {
+  return {{"epoch", epoch.epoch},
+          {"loss", epoch.loss},
+          {"rate", epoch.rate},
+          {"score", or_null(epoch.score)},
+          {"seconds", epoch.seconds}};
+}
+
 ordered_json training_json(const std::optional<Training>& training) {
   if (!training) return nullptr;
-  const auto epoch_json = [](const EpochRecord& epoch) {
-    return ordered_json{{"epoch", epoch.epoch},
-                        {"loss", epoch.loss},
-                        {"rate", epoch.rate},
-                        {"score", or_null(epoch.score)},
-                        {"seconds", epoch.seconds}};
-  };
   return {{"steps", training->steps},
           {"best_epoch", training->best_epoch},
           {"stopped", training->stopped.empty() ? ordered_json(nullptr) : ordered_json(training->stopped)},
           {"resumed_at_step", or_null(training->resumed_at)},
           {"fake_quantized", metrics_json(training->fake_quantized)},
           {"epochs", list_json(training->epochs, epoch_json)}};
+}
+
+ordered_json text_or_null(const std::string& text) {
+  return text.empty() ? ordered_json(nullptr) : ordered_json(text);
+}
+
+ordered_json teacher_json(const std::optional<TeacherRecord>& teacher) {
+  if (!teacher) return nullptr;
+  return {{"path", teacher->path},
+          {"sha256", teacher->sha256},
+          {"live", teacher->live},
+          {"cache", text_or_null(teacher->cache)},
+          {"cache_bytes", teacher->cache_bytes},
+          {"reused", teacher->reused}};
+}
+
+ordered_json mean_json(const std::optional<SeedMean>& mean) {
+  if (!mean) return nullptr;
+  return {{"mean", mean->mean},
+          {"deviation", or_null(mean->deviation)},
+          {"low", or_null(mean->low)},
+          {"high", or_null(mean->high)}};
+}
+
+ordered_json distillation_json(const std::optional<Distillation>& distillation) {
+  if (!distillation) return nullptr;
+  const auto run_json = [](const DistillRun& run) {
+    return ordered_json{{"seed", run.seed},
+                        {"top1", run.top1 ? share_json(*run.top1) : ordered_json(nullptr)},
+                        {"baseline", run.baseline ? share_json(*run.baseline) : ordered_json(nullptr)}};
+  };
+  return {{"student", artifact_json(distillation->student)},
+          {"copied", distillation->copied},
+          {"scored_on", text_or_null(distillation->scored_on)},
+          {"runs", list_json(distillation->runs, run_json)},
+          {"top1", mean_json(distillation->top1())},
+          {"baseline", mean_json(distillation->baseline())},
+          {"gain", mean_json(distillation->gain())},
+          {"baseline_epochs", list_json(distillation->baseline_epochs, epoch_json)}};
 }
 
 }  // namespace
@@ -248,6 +289,8 @@ ordered_json to_json(const Report& report) {
           {"layers", list_json(report.layers, layer_json)},
           {"quantization", quantization_json(report.quantization)},
           {"training", training_json(report.training)},
+          {"teacher", teacher_json(report.teacher)},
+          {"distillation", distillation_json(report.distillation)},
           {"pruning", pruning_json(report)},
           {"storage", storage_json(report.storage)},
           {"sweep", list_json(report.sweep, sweep_json)},

@@ -26,17 +26,40 @@ std::string metrics_cells(const std::optional<Metrics>& metrics) {
   return cells;
 }
 
+std::string mean_text(const SeedMean& mean) {
+  std::string text = fmt::format("{:.2f}", 100 * mean.mean);
+  if (mean.deviation) text += fmt::format(" +- {:.2f}", 100 * *mean.deviation);
+  return text;
+}
+
+std::string distillation_lines(const Distillation& distillation) {
+  const auto gain = distillation.gain();
+  if (!gain) return "";
+  std::string text =
+      fmt::format("top-1 with teacher {} %, without {} %, gain {:+.2f} points",
+                  mean_text(*distillation.top1()), mean_text(*distillation.baseline()), 100 * gain->mean);
+  if (gain->low) {
+    text += fmt::format(" [{:+.2f}, {:+.2f}] over {} seeds", 100 * *gain->low, 100 * *gain->high,
+                        distillation.runs.size());
+  }
+  return text + "\n";
+}
+
 }  // namespace
 
 std::string to_table(const Report& report) {
   std::string table = sweep_table(report.sweep);
   if (!report.before && !report.output) return table;
   if (report.input)
-    table += fmt::format("before {:>12} bytes{}\n", report.input->bytes, metrics_cells(report.before));
+    table += fmt::format("{:<7}{:>12} bytes{}\n", report.distillation ? "teacher" : "before",
+                         report.input->bytes, metrics_cells(report.before));
   if (!report.output) return table;
   if (report.training && report.training->fake_quantized)
     table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));
-  table += fmt::format("after  {:>12} bytes{}\n", report.output->bytes, metrics_cells(report.after));
+  if (report.pruning && report.pruning->at_once)
+    table += fmt::format("pruned at once, not trained{}\n", metrics_cells(report.pruning->at_once));
+  table += fmt::format("{:<7}{:>12} bytes{}\n", report.distillation ? "student" : "after",
+                       report.output->bytes, metrics_cells(report.after));
   table += fmt::format("{:.2f} times smaller", report.size_ratio());
   if (report.pruning && report.pruning->weights > 0) {
     table += fmt::format(", {:.2f} % of {} weights are zero", 100 * report.pruning->sparsity(),
@@ -51,6 +74,7 @@ std::string to_table(const Report& report) {
         fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
   }
   table += "\n";
+  if (report.distillation) table += distillation_lines(*report.distillation);
   if (report.storage) {
     const Storage& storage = *report.storage;
     table += fmt::format("stored as {}: {} bytes, with zstd {}; dense: {} bytes, with zstd {}\n",

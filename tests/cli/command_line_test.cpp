@@ -100,6 +100,11 @@ TEST(Config, RecipesAreRunAndUnknownKeysRefused) {
   EXPECT_EQ(trained["training"]["epochs"].size(), 2U);
   const json pruned = report_of("prune " + shipped("fashion_mlp.pt") + " --force -o " + (folder / "q") +
                                 " --config " + recipe("prune.toml"));
+  const std::string few_rows = " --train-limit 600 --epochs 1 --train-data " + std::string(kFashion);
+  report_of("prune " + shipped("fashion_cnn.pt") + " -o " + (folder / "f.pt") + few_rows + " --config " +
+            recipe("prune_finetune.toml"));
+  report_of("distill " + shipped("fashion_cnn.pt") + " " + shipped("fashion_student.pt") + " -o " +
+            (folder / "d.pt") + few_rows + " --config " + recipe("distill.toml"));
   EXPECT_EQ(pruned["storage"]["store"], "bitmask");
   EXPECT_EQ(pruned["gates"][0]["passed"], true);
   write_file(folder / "bad.toml", "mod = \"dynamic\"\n");

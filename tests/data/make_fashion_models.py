@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train the two shipped Fashion-MNIST models and save them as TorchScript.
+"""Train the shipped Fashion-MNIST models and save them as TorchScript.
 
-    make_fashion_models.py mlp|cnn OUT.pt [--data FOLDER]
+    make_fashion_models.py mlp|cnn|student OUT.pt [--data FOLDER]
 
 FOLDER holds the four IDX files as Debian's dataset-fashion-mnist installs them. The seed and the
-thread count are fixed. Input: float32 [batch, 1, 28, 28], pixels divided by 255. Output: 10 logits.
+thread count are fixed. The student is not trained. Input: float32 [batch, 1, 28, 28], pixels divided by 255. Output: 10 logits.
 Needs torch and numpy.
 """
 import argparse
@@ -46,6 +46,26 @@ class FashionCnn(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
+class FashionStudent(nn.Module):
+    """A twentieth of the convolutional network, to be trained by distillation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, stride=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.conv3 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16 * 3 * 3, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn3(self.conv3(x)))
+        return self.fc(F.max_pool2d(x, 2).flatten(1))
+
+
 def read_idx(path):
     raw = gzip.open(path).read()
     rank = raw[3]
@@ -68,13 +88,16 @@ def augment(x, generator):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["mlp", "cnn"])
+    parser.add_argument("model", choices=["mlp", "cnn", "student"])
     parser.add_argument("out")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     args = parser.parse_args()
 
     torch.manual_seed(20261125)
     torch.set_num_threads(1)
+    if args.model == "student":
+        torch.jit.script(FashionStudent().eval()).save(args.out)
+        return
     generator = torch.Generator().manual_seed(20261125)
     model, epochs, rate = (FashionMlp(), 16, 2e-3) if args.model == "mlp" else (FashionCnn(), 10, 3e-3)
     images, labels = load_split(args.data, "train")

@@ -75,7 +75,12 @@ std::vector<std::pair<Layer, at::Tensor>> trained_layers() {
   conv.convolution = Convolution{{2, 1}, {1, 1}, {1, 2}, 2, {1, 1, 1, 1}, "reflect"};
   Layer conv1d{"conv1d", LayerKind::kConv1d, at::randn({4, 3, 3}), at::randn({4}), {"forward"}, ""};
   conv1d.convolution = Convolution{{1}, {1}, {1}, 1, {}, "constant"};
-  return {{linear, at::randn({13, 2, 7})}, {conv, at::randn({11, 4, 8, 9})}, {conv1d, at::randn({3, 3, 20})}};
+  Layer first{"first", LayerKind::kConv2d, at::randn({4, 1, 3, 3}), at::randn({4}), {"forward"}, ""};
+  first.convolution = Convolution{{1, 1}, {0, 0}, {1, 1}, 1, {}, "constant"};
+  return {{linear, at::randn({13, 2, 7})},
+          {first, at::randn({32, 1, 12, 12})},
+          {conv, at::randn({11, 4, 8, 9})},
+          {conv1d, at::randn({3, 3, 20})}};
 }
 
 TEST(ApplyLayerForTraining, HasTheGradientsOfAutogradForAnyThreadCount) {

@@ -88,7 +88,7 @@ def check_learning():
                           ("lsq", {"--weight-bits": "3", "--optimizer": "adamw", "--lr": "0.001"}),
                           ("bn", {"--weight-bits": "4", "--freeze-bn-after": "2", "--lr": "0.01"}),
                           ("kept", {"--weight-bits": "4", "--ignore": "^conv1$"})):
-            options = {"--epochs": "3", "--lr": "0.003", "--schedule": "step", "--step-epochs": "2", "--clip-norm": "5",
+            options = {"--epochs": "3", "--lr": "0.003", "--lr-schedule": "step", "--step-epochs": "2", "--clip-norm": "5",
                        "--warmup-steps": "3", "--label-smoothing": "0.05", "--weight-decay": "0.001", "--crop": "1", **own}
             flags = ["--learn-scales"] if name == "lsq" else ["--flip"] if name == "w8" else []
             report = run(form, f"{name}.pt", "--force", "--eval-data", "test.npz", *flags,

@@ -12,12 +12,16 @@ void add_compress_options(CLI::App& app, CompressOptions& options, const std::st
   app.add_option("model,-m,--model", options.model,
                  "Model: TorchScript, state dict, safetensors or Hugging Face folder")
       ->required();
-  app.add_option("-o,--output", options.output, output_help);
+  add_output_options(app, options, output_help);
   app.add_option("--layer", options.selection.only,
                  "Only layers whose name matches this expression; repeatable")
       ->allow_extra_args(false);
   app.add_option("--ignore", options.selection.ignore, "Leave layers alone whose name matches; repeatable")
       ->allow_extra_args(false);
+}
+
+void add_output_options(CLI::App& app, CompressOptions& options, const std::string& output_help) {
+  app.add_option("-o,--output", options.output, output_help);
   app.add_flag("--dry-run", options.dry_run,
                "Print the decision for each layer and the predicted bytes, and stop");
   add_gate_options(app, options.gates);

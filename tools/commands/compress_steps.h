@@ -23,6 +23,8 @@ struct CompressOptions {
   GateOptions gates;
 };
 void add_compress_options(CLI::App& app, CompressOptions& options, const std::string& output_help);
+// The part of them that a command with other inputs has too: output, gates, and how to measure.
+void add_output_options(CLI::App& app, CompressOptions& options, const std::string& output_help);
 // Refuses (2) -o -.
 void check_not_stdout(const std::string& output);
 // What is wrong with them before any file is read.

@@ -1,5 +1,6 @@
 #include "prune.h"
 
+#include <cmath>
 #include <map>
 #include <memory>
 #include <set>
@@ -40,8 +41,9 @@ std::vector<LayerShare> read_layer_shares(const PruneCommand& options) {
 // A sweep measures and writes no model.
 void check_sweep(const PruneCommand& options, const RunOptions& run) {
   if (options.sweep.empty()) {
-    if (options.per_layer || !options.html.empty())
-      throw error(Exit::kUsage, "--per-layer and --html go with --sweep");
+    if (options.per_layer) throw error(Exit::kUsage, "--per-layer goes with --sweep");
+    if (!options.training.html.empty() && !options.finetune)
+      throw error(Exit::kUsage, "--html goes with --sweep or --finetune");
     return;
   }
   read_sweep(options.sweep);
@@ -60,12 +62,14 @@ void check_sweep(const PruneCommand& options, const RunOptions& run) {
   }
   if (options.store != "dense")
     throw error(Exit::kUsage, "--sweep shows the bytes of a bitmask; leave out --store");
-  if (!options.html.empty()) check_output(options.html, OutputKind::kFile, run.force, run.inputs);
+  if (!options.training.html.empty())
+    check_output(options.training.html, OutputKind::kFile, run.force, run.inputs);
 }
 
 void check_options(const PruneCommand& options, const RunOptions& run) {
   check_sweep(options, run);
   if (options.sweep.empty()) check_compress_options(options, "prune");
+  check_finetune(options);
   const SparsityPattern pattern = parse_pattern(options.pattern);
   read_layer_shares(options);
   const bool groups = pattern.kind == SparsityPattern::Kind::kGroups;
@@ -98,6 +102,10 @@ void prune(const PruneCommand& options, const RunOptions& run, Report& report) {
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
   if (format == ModelFormat::kTorchScript) {
     prune_program(options, run, report);
+  } else if (options.finetune) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, which --finetune must run; pass TorchScript",
+                options.model);
   } else {
     prune_checkpoint(options, format, run, report);
   }
@@ -116,7 +124,11 @@ std::string obstacle_of(LayerKind kind, const PruneCommand& options) {
 }
 
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,
-                                  uint64_t seed) {
+                                  uint64_t seed, double part) {
+  const auto scaled = [part](const Amount& amount) {
+    if (!amount.count) return Amount{amount.share * part, {}};
+    return Amount{0, std::llround(static_cast<double>(*amount.count) * part)};
+  };
   const PruneOptions method = method_options(options, seed);
   const std::vector<LayerShare> shares = read_layer_shares(options);
   std::vector<bool> used(shares.size(), false);
@@ -132,7 +144,7 @@ std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, co
       used[j] = alone = true;
     }
     if (alone) {
-      masks[i] = choose_zeros({weights[i]}, amount, method).front();
+      masks[i] = choose_zeros({weights[i]}, scaled(amount), method).front();
     } else {
       together.push_back(weights[i]);
       indices.push_back(i);
@@ -144,13 +156,13 @@ std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, co
                 options.layer_sparsity[static_cast<size_t>(unused - used.begin())]);
   }
   if (together.empty()) return masks;
-  const auto pooled = choose_zeros(together, {options.sparsity.value_or(0), options.count}, method);
+  const auto pooled = choose_zeros(together, scaled({options.sparsity.value_or(0), options.count}), method);
   for (size_t i = 0; i < pooled.size(); ++i) masks[indices[i]] = pooled[i];
   return masks;
 }
 
 void sum_up(const PruneCommand& options, const std::vector<Decision>& plan, Report& report) {
-  Pruning pruning{options.sparsity, 0, 0};
+  Pruning pruning{options.sparsity, 0, 0, {}};
   std::set<WeightIdentity> seen;  // a weight that layers share counts once
   for (size_t i = 0; i < plan.size(); ++i) {
     if (!plan[i].reason.empty() || !seen.insert(plan[i].identity).second) continue;
@@ -167,7 +179,6 @@ Command prune_command() {
     app.add_option("--sweep", options->sweep,
                    "FROM:TO:STEP, such as 0.1:0.9:0.1: measure these sparsities and write no model");
     app.add_flag("--per-layer", options->per_layer, "With --sweep: also each layer alone");
-    app.add_option("--html", options->html, "With --sweep: a page with the curves");
     add_fraction(app, "--sparsity,--amount", options->sparsity,
                  "Share of the weights that become zero, 0.3 or 30%; of the channels with channels-zero");
     add_count(app, "--count", options->count,
@@ -201,6 +212,24 @@ Command prune_command() {
            "dense: as it was; bitmask: a bit a weight and the values that are not zero; bitmask+zstd: "
            "that in a zstd frame; auto: the smallest; 'mcompress expand' gives the dense file back")
         ->check(CLI::IsMember({"dense", "bitmask", "bitmask+zstd", "auto"}));
+    app.add_flag("--finetune", options->finetune,
+                 "Train while weights are pruned, and after; zeros stay zeros")
+        ->group("Training");
+    app.add_option("--schedule", options->schedule,
+                   "With --finetune: one-shot: all is pruned before the training; linear, cubic: in --steps, "
+                   "over its "
+                   "first two thirds")
+        ->check(CLI::IsMember({"one-shot", "linear", "cubic"}))
+        ->group("Training");
+    app.add_option("--steps", options->steps,
+                   "With --schedule linear or cubic: times that more is pruned; default 10")
+        ->check(CLI::Range(2, 100'000))
+        ->group("Training");
+    add_train_options(app, options->training, 0.01);
+    app.add_option("--teacher", options->tutoring.teacher,
+                   "With --finetune: a model to learn from, such as the dense one's larger sister")
+        ->group("Distillation");
+    add_teacher_options(app, options->tutoring);
   };
   const auto run = [options](const RunOptions& r, Report& report) { prune(*options, r, report); };
   return {"prune", "Set the least important weights to zero", add_options, run};

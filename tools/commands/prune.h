@@ -11,6 +11,9 @@
 #include "mcompress/base/output.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/methods/prune.h"
+#include "models.h"
+#include "teacher.h"
+#include "train_options.h"
 
 namespace mcompress::cli {
 
@@ -22,8 +25,14 @@ struct PruneCommand : CompressOptions {
   std::vector<std::string> layer_sparsity;  // REGEX=SHARE
   std::string calib_data;
   int64_t nsamples = 512;
-  std::string sweep, html;  // FROM:TO:STEP
+  std::string sweep;  // FROM:TO:STEP
   bool per_layer = false;
+
+  bool finetune = false;
+  std::string schedule = "one-shot";
+  std::optional<int64_t> steps;
+  TrainCommand training;  // its --html is the sweep's too
+  TeacherCommand tutoring;
 
   bool needs_inputs() const { return criterion == "wanda" || criterion == "activation"; }
 };
@@ -40,6 +49,29 @@ struct ProgramWeights {
 // Prunes them where they lie.
 void prune_weights(const ProgramWeights& chosen, const PruneCommand& options, uint64_t seed);
 
+// What is wrong with the options of --finetune. Throws Error(2).
+void check_finetune(const PruneCommand& options);
+
+// Training after, or while, weights are pruned.
+class Finetuning {
+ public:
+  Finetuning(const PruneCommand& options, const RunOptions& run, Report& report);  // reads the data
+  // The teacher and the checkpoint, once the model is known to be fit; the hash is the model's.
+  void prepare(const torch::jit::Module& program, const BackgroundHash& hash);
+  // Prunes and trains the program where it lies.
+  void train(const torch::jit::Module& program, const ProgramWeights& chosen);
+  // Once the output is in place: the page of --html, and what was kept for --resume goes.
+  void finish();
+
+ private:
+  const PruneCommand& options_;
+  const RunOptions& run_;
+  Report& report_;
+  TrainData rows_;
+  std::optional<Teacher> teacher_;
+  CheckpointOptions checkpoint_;
+};
+
 // The sparsities of --sweep FROM:TO:STEP. Throws Error(2).
 std::vector<double> read_sweep(const std::string& text);
 
@@ -54,9 +86,9 @@ void sweep_program(const torch::jit::Module& program, const std::set<std::string
 // Why a kind of layer is left alone; empty where it is pruned.
 std::string obstacle_of(LayerKind kind, const PruneCommand& options);
 
-// One mask for each weight.
+// One mask for each weight, for a part of the amount that is asked for.
 std::vector<RowMask> choose_masks(const std::vector<PrunableWeight>& weights, const PruneCommand& options,
-                                  uint64_t seed);
+                                  uint64_t seed, double part = 1);
 
 // Writes the output from the dense model and its bitmask form, both lying in temporary files, as --store
 // says, and fills in the report's storage. Returns the form that was written.

@@ -172,11 +172,14 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
   const std::optional<Dataset> calibration =
       options.needs_inputs() ? read_calibration(options.calib_data, options.nsamples, options, report)
                              : std::nullopt;
+  std::optional<Finetuning> finetuning;
+  if (options.finetune && !options.dry_run) finetuning.emplace(options, run, report);
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   make_dense(program);  // where it was stored as a bitmask
   std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(layers, options);
+  if (finetuning) finetuning->prepare(program, hash);
   evaluate_input(options, report);
   const WeightCount before = count_program(program);
   Norms norms;
@@ -196,8 +199,22 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
     }
     timed(report, "prune", [&] { prune_weights(chosen, options, seed); });
   }
+  std::optional<Metrics> at_once;
+  if (finetuning) {
+    if (data) {
+      at_once.emplace();
+      at_once->accuracy = timed(report, "evaluate before training", [&] {
+        return measure_accuracy(program_forward(program), *data, options.eval.batch_size);
+      });
+    }
+    const auto trainee = load_program(options.model, run.trust_code);
+    make_dense(trainee);
+    finetuning->train(trainee, choose_weights(list_layers(trainee), plan, options, norms));
+    copy_values(trainee, program);
+  }
   add_records(layers, plan, report);
   sum_up(options, plan, report);
+  report.pruning->at_once = at_once;
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), before, hash);
   layers.clear();  // LibTorch writes a reference for each tensor that is held elsewhere: other bytes
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(program); });
@@ -209,6 +226,7 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
                bytes_to_write(options, dense_bytes));
   const auto reopened = write_output(options, run, program, names, serialized, report);
   if (data) evaluate_programs(load_program(options.model, run.trust_code), reopened, *data, options, report);
+  if (finetuning) finetuning->finish();
   conclude(options, report);
 }
 

@@ -91,9 +91,9 @@ void run_sweep(Sweep& sweep, const ProgramWeights& chosen, const PruneCommand& o
 }
 
 void write_page(const PruneCommand& options, const RunOptions& run, const Report& report) {
-  if (options.html.empty()) return;
+  if (options.training.html.empty()) return;
   const std::string page = sweep_page(report.sweep, std::filesystem::path(options.model).filename().string());
-  OutputFile file(options.html, run.force);
+  OutputFile file(options.training.html, run.force);
   file.write(std::as_bytes(std::span(page)));
   file.commit();
 }

@@ -35,22 +35,17 @@ void check_training_options(const QuantizeCommand& options) {
   if (options.mode == "qat" && options.training.train_data.empty() && !options.dry_run)
     throw error(Exit::kUsage, "--mode qat needs --train-data");
   if (options.mode != "qat") {
-    const TrainCommand &asked = options.training, plain;
-    const std::map<std::string, bool> used = {
-        {"--train-data", !asked.train_data.empty()},
-        {"--valid-data", !asked.valid_data.empty()},
-        {"--valid-share", asked.valid_share.has_value()},
-        {"--epochs", asked.options.epochs != plain.options.epochs},
-        {"--lr", asked.options.rate != plain.options.rate},
-        {"--resume", asked.resume},
-        {"--freeze-bn-after", options.freeze_bn_after != 0},
-        {"--freeze-observers-after", options.freeze_observers_after.has_value()},
-        {"--learn-scales", options.learn_scales}};
-    for (const auto& [name, given] : used) {
-      if (given) throw error(Exit::kUsage, "{} goes with --mode qat", name);
-    }
-    return;
+    std::string given = given_train_option(options.training);
+    if (given.empty() && !options.training.html.empty()) given = "--html";
+    if (given.empty() && options.freeze_bn_after != 0) given = "--freeze-bn-after";
+    if (given.empty() && options.freeze_observers_after) given = "--freeze-observers-after";
+    if (given.empty() && options.learn_scales) given = "--learn-scales";
+    if (given.empty() && !options.tutoring.teacher.empty()) given = "--teacher";
+    if (!given.empty()) throw error(Exit::kUsage, "{} goes with --mode qat", given);
   }
+  if (options.tutoring.teacher.empty()) refuse_teacher_options(options.tutoring);
+  if (options.mode != "qat") return;
+  check_teacher_options(options.tutoring);
   if (options.per_tensor) throw error(Exit::kUsage, "--per-tensor does not go with --mode qat");
   if (options.sensitivity || options.tune || options.only_if_faster || options.bias_correction) {
     throw error(
@@ -159,7 +154,12 @@ Command quantize_command() {
                  "Measure on the calibration data what each layer costs alone");
     app.add_flag("--tune", options->tune,
                  "Keep the layers that cost most in float until --max-accuracy-drop holds");
-    add_train_options(app, options->training);
+    add_train_options(app, options->training, 0.0003);
+    app.add_option(
+           "--teacher", options->tutoring.teacher,
+           "With --mode qat: a model to learn from, such as the one that is quantized before it was pruned")
+        ->group("Distillation");
+    add_teacher_options(app, options->tutoring);
     app.add_flag("--learn-scales", options->learn_scales, "With --mode qat: train the scales too (LSQ)");
     app.add_option(
            "--freeze-bn-after", options->freeze_bn_after,

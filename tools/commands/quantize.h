@@ -8,6 +8,7 @@
 #include "mcompress/methods/compress.h"
 #include "mcompress/model/layer.h"
 #include "models.h"
+#include "teacher.h"
 #include "train_options.h"
 
 namespace mcompress::cli {
@@ -28,6 +29,7 @@ struct QuantizeCommand : CompressOptions {
 
   // QAT.
   TrainCommand training;
+  TeacherCommand tutoring;
   bool learn_scales = false;
   int64_t freeze_bn_after = 0;
   std::optional<int64_t> freeze_observers_after;

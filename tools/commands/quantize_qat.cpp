@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "log.h"
-#include "mcompress/methods/qat.h"
+#include "mcompress/methods/trained_program.h"
 #include "mcompress/model/program.h"
 #include "models.h"
 #include "quantize.h"
@@ -40,31 +40,18 @@ StaticLayers start_layers(StaticRun& state, const std::vector<Observer>& observe
   return made;
 }
 
-// Traced programs have no switch between training and use.
-void warn_of_tracing(const torch::jit::Module& program, Report& report) {
-  for (const auto& item : program.named_modules()) {
-    const std::string type = item.value.type()->name()->name();
-    if (type != "Dropout" && !type.starts_with("BatchNorm")) continue;
-    const auto forward = item.value.find_method("forward");
-    if (!forward) continue;
-    for (const auto* node : forward->graph()->nodes()) {
-      if (node->kind() != c10::aten::dropout && node->kind() != c10::aten::batch_norm) continue;
-      report.warnings.emplace_back(
-          "the model was traced in eval mode: its dropout, and batch normalization that follows no layer, "
-          "stay as they are while it is trained");
-      return;
-    }
-  }
-}
-
 }  // namespace
 
 void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run, Report& report) {
   const std::optional<Dataset> data = read_eval_data(options, report);
   const auto seed = static_cast<uint64_t>(run.seed);
-  const TrainData rows = read_train_data(options.training, options.eval.data, seed, report);
+  const bool taught = !options.tutoring.teacher.empty(),
+             labelled = !taught || options.tutoring.needs_labels();
+  TrainData rows = read_train_data(options.training, options.eval.data, seed, labelled, report);
   const Dataset calibration = calibration_rows(options, rows.train, report);
   BackgroundHash hash(options.model);
+  std::optional<BackgroundHash> teacher_hash;
+  if (taught) teacher_hash.emplace(options.tutoring.teacher);
   const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
   const auto trainee = load_program(options.model, run.trust_code);
   make_dense(program);  // where it was stored as a bitmask
@@ -72,19 +59,29 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   warn_of_tracing(trainee, report);
   report.quantization.emplace();
   StaticRun state = start_static(trainee, options);
-  evaluate_input(options, report);
   const QatOptions method = qat_options(options);
-  const CheckpointOptions checkpoint =
-      checkpoint_options(options.training, options.calib_data, options.output, run, hash.get(), report);
+  const CheckpointOptions checkpoint = checkpoint_options(
+      options.training,
+      {hash.get(), hash_of_data(options.calib_data), teacher_hash ? teacher_hash->get() : ""}, options.output,
+      run, report);
+  warn_of_fresh_start(checkpoint, report);
+  std::optional<Teacher> teacher;
+  if (taught) {
+    teacher.emplace(options.tutoring, *teacher_hash, options.training, options.eval, options.model, program,
+                    options.output, run, rows.train, report);
+    teacher->label(rows);
+  }
+  evaluate_input(options, report);
   const std::vector<Observer> observers =
       timed(report, "calibrate", [&] { return observe(state.folded, calibration, options.eval.batch_size); });
   check_folding(trainee, state, calibration, report);
   state.made = start_layers(state, observers, calibration, method);
   keep_unseen(state);
 
-  QatModel model(trainee, state.folded.layers, state.folded.followers, state.made, method);
+  TrainedProgram model(trainee, state.folded.layers, state.folded.followers, state.made, method);
   const Forward rounded = [&](const at::Tensor& input) { return model.evaluate(input); };
   TrainTask task = model.task();
+  if (teacher) teacher->attach(task, model, seed);
   if (rows.valid) {
     task.score = [&] { return measure_accuracy(rounded, *rows.valid, options.eval.batch_size).top1.value(); };
   }
@@ -105,7 +102,9 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
       replace_static(model.program(), state.folded.layers, state.made, method.grid.runtime);
   write_quantized(options, run, program, quantized, state.folded.layers, weights_of(state),
                   data ? &*data : nullptr, hash, report);
+  write_learning_page(options.training, options.output, run, report);
   std::filesystem::remove(checkpoint.path);
+  if (teacher) teacher->finish();
 }
 
 }  // namespace mcompress::cli

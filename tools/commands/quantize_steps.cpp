@@ -12,12 +12,6 @@ namespace mcompress::cli {
 
 namespace {
 
-// Codes or values that are not zero; scales are never zero.
-int64_t count_nonzeros(const CompressedWeight& weight) {
-  const auto* dense = std::get_if<Dense>(&weight);
-  return count_elements_of(dense != nullptr ? dense->values : std::get<IntChannel>(weight).codes).nonzeros;
-}
-
 // Non-zero weights of the output: those of the input, with the compressed layers counted anew.
 WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
                         const std::map<std::string, CompressedWeight>& weights) {
@@ -25,7 +19,8 @@ WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
     if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
-    count.nonzeros += count_nonzeros(weight->second) - count_elements_of(layer.weight).nonzeros;
+    count.nonzeros +=
+        count_elements_of(stored_values(weight->second)).nonzeros - count_elements_of(layer.weight).nonzeros;
   }
   return count;
 }
@@ -50,6 +45,11 @@ void add_other_weights(const torch::jit::Module& program, const std::vector<Laye
 LayerRecord record_of(const Decision& decision, const std::string& action, const CompressedWeight* weight,
                       const std::optional<QuantizationError>& lost) {
   LayerRecord record = record_of(decision, action, weight == nullptr ? 0 : stored_bytes(*weight));
+  if (weight != nullptr) {
+    const ElementCount count = count_elements_of(stored_values(*weight));
+    record.parameters = count.elements;
+    record.zeros = count.elements - count.nonzeros;
+  }
   if (lost) {
     record.sqnr_db = lost->sqnr_db;
     record.max_error = lost->max_error;

@@ -17,18 +17,21 @@ struct DataOptions {
   int64_t limit = 0;                 // first rows only; 0: all
 };
 
-// Samples, kept as they lie in the file and normalized a batch at a time.
+// Samples, kept as they lie in the file, which is mapped where it is not packed, and normalized a batch at a
+// time.
 struct Dataset {
-  at::Tensor inputs;  // [n, ...]; images as [n, channels, height, width]
-  at::Tensor labels;  // int64 [n]; undefined where there are none
+  at::Tensor inputs;  // [rows of the file, ...]; images as [rows, channels, height, width]
+  at::Tensor labels;  // int64 [size()]; undefined where there are none
   DataOptions options;
+  at::Tensor places = {};  // int64 [size()]: which rows of `inputs` are the samples; undefined: all
 
   int64_t size() const;
   at::Tensor batch(int64_t begin, int64_t end) const;  // float32; integers other than bytes stay int64
-  at::Tensor prepare(const at::Tensor& rows) const;    // the same for rows of `inputs`
+  at::Tensor raw(const at::Tensor& samples) const;     // the inputs of these samples as they lie in the file
+  at::Tensor prepare(const at::Tensor& raw) const;     // the same normalized, as batch() gives them
 
-  Dataset first(int64_t count) const;               // the first rows, at most all
-  Dataset select(const at::Tensor& indices) const;  // the rows with these indices
+  Dataset first(int64_t count) const;               // the first samples, at most all
+  Dataset select(const at::Tensor& samples) const;  // these samples, in this order; inputs are shared
 
   // Calls `use` with each batch in turn and the rows that it is made of; the last may be smaller.
   void for_batches(int64_t batch_size,

@@ -29,6 +29,7 @@ struct TrainOptions {
   AugmentOptions augment = {};
   int64_t patience = 0;  // epochs without a better score after which training ends; 0: never
   uint64_t seed = 0;
+  std::string label = {};  // before what progress says
 };
 
 // The learning rate of a step, of `steps` an epoch.
@@ -36,17 +37,32 @@ double rate_at(const TrainOptions& options, int64_t step, int64_t steps);
 
 struct Trainable {
   std::string name;
-  at::Tensor value;    // a leaf that requires gradients; changed in place
-  bool decays = true;  // whether weight decay holds for it
+  at::Tensor value;       // a leaf that requires gradients; changed in place
+  bool decays = true;     // whether weight decay holds for it
+  at::Tensor zeros = {};  // bool, of the value's shape: elements that stay zero; undefined: none
 };
+
+// What a loss sees of a step.
+struct TrainBatch {
+  at::Tensor places;  // int64 [n]: rows of the data's inputs
+  at::Tensor inputs;  // as the model is given them, unless it changes them
+  at::Tensor labels;  // int64 [n]; undefined where the data has none
+};
+
+// Mean cross entropy, nats. Throws Error(65) where `scores` [n, classes] have no class for a label.
+at::Tensor cross_entropy(const at::Tensor& scores, const at::Tensor& labels, double label_smoothing);
 
 // What is trained, and how it computes.
 struct TrainTask {
   std::vector<Trainable> parameters;
   std::vector<std::pair<std::string, at::Tensor>> buffers;      // what the forward pass changes in place
   std::function<at::Tensor(const at::Tensor& inputs)> forward;  // class scores [n, classes], with gradients
+  // Mean over the batch; empty: cross entropy.
+  std::function<at::Tensor(const at::Tensor& scores, const TrainBatch& batch)> loss;
   std::function<void(int64_t epoch)> begin_epoch;               // may be empty
+  std::function<void(int64_t step, int64_t steps)> begin_step;  // of the whole run; may be empty
   std::function<double()> score;  // after each epoch, higher is better; may be empty
+  int64_t best_from = 0;          // the first epoch that may be the best
   std::function<std::string(const at::Tensor& inputs)> find_non_finite;  // the first layer that is not finite
 };
 
@@ -73,7 +89,7 @@ struct CheckpointOptions {
   std::string fingerprint;  // of all that decides the result; another one is refused with Error(78)
 };
 
-// Trains on labelled data by mini-batches that are shuffled by the seed, and leaves the parameters and
+// Trains by mini-batches that are shuffled by the seed, and leaves the parameters and
 // buffers of the epoch with the best score, epoch 0 among them, or of the last one without a score. Rows that
 // do not fill a batch are left out of an epoch. A resumed run ends as an unbroken one does, bit for bit.
 // Throws Error(75) where a signal stops it, Error(65) where the loss is not finite, naming step and layer.

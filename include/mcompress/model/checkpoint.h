@@ -28,6 +28,9 @@ std::set<std::string> names_of(const CheckpointFiles& checkpoint);
 // A view of rows [begin, end) of an array in its map; copied where the map is not aligned.
 at::Tensor rows_of(const Array& array, int64_t begin, int64_t end);
 
+// All rows of an array in its map, which stays as long as the tensor does.
+at::Tensor map_rows(const Array& array, const SharedFile& file);
+
 // The elements of an array in its map, read a piece at a time.
 ElementCount count_elements_of(const Array& array, const MappedFile& map);
 

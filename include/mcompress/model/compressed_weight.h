@@ -33,6 +33,8 @@ using CompressedWeight = std::variant<IntChannel, Dense>;
 // Rows [begin, end) of the weight, float32 [end - begin, columns].
 at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end);
 uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
+// Its codes or narrow values, which are zero where the weight is.
+const at::Tensor& stored_values(const CompressedWeight& weight);
 
 // How a replaced layer computes. kInt8: uint8 activations, one range a row, by oneDNN's int8
 // kernels. kPortable: weights are dequantized when used, plain aten operators only. kFbgemm: the

@@ -17,6 +17,12 @@ std::string obstacle_to_open(const Layer& layer);
 // out.
 using LayerFunction = std::function<at::Tensor(size_t layer, const at::Tensor& input)>;
 
+// A copy of `program`, sharing its tensors, that hands the output of each module with one of these names to
+// the LayerFunction of the OpenProgram made from it, the first as layer `first`. What the function returns
+// takes the output's place. Throws Error(65) naming a module that there is none of, or that gives no tensor.
+torch::jit::Module observe_outputs(const torch::jit::Module& program, const std::vector<std::string>& modules,
+                                   size_t first);
+
 // A program in which some layers are functions of ours: for calibration, trials and training.
 class OpenProgram {
  public:

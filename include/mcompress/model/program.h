@@ -53,6 +53,10 @@ bool make_sparse(const torch::jit::Module& program, const std::set<std::string>&
 // no layer of it is sparse.
 bool make_dense(const torch::jit::Module& program);
 
+// Gives the parameters and buffers of `to` the values of those in `from` that have the same name, shape and
+// type, but for tensors whose elements share their memory. Returns their names.
+std::vector<std::string> copy_values(const torch::jit::Module& from, const torch::jit::Module& to);
+
 // The module at a path such as "encoder.fc1"; the program itself at the empty one.
 torch::jit::Module module_at(const torch::jit::Module& program, const std::string& path);
 

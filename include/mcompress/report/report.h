@@ -62,7 +62,7 @@ struct LayerRecord {
   std::string name, kind, decision, reason;  // reason: why it was kept
   uint64_t bytes_before = 0, bytes_after = 0;
   std::optional<double> sqnr_db = {}, max_error = {};
-  std::optional<int64_t> parameters = {}, zeros = {};  // of a pruned model
+  std::optional<int64_t> parameters = {}, zeros = {};  // of a weight that was pruned or quantized
   std::optional<InputGrid> input = {};                 // of a layer that rounds its input to a fixed grid
   std::optional<LayerTiming> timing = {};
   std::optional<LayerDamage> damage = {};
@@ -86,6 +86,7 @@ struct Quantization {
 struct Pruning {
   std::optional<double> target;  // the share that was asked for
   int64_t weights = 0, zeros = 0;
+  std::optional<Metrics> at_once;  // pruned as much without training, where training followed
   double sparsity() const {
     return weights == 0 ? 0 : static_cast<double>(zeros) / static_cast<double>(weights);
   }
@@ -110,6 +111,39 @@ struct Training : TrainResult {
   std::optional<Metrics> fake_quantized;  // of quantization-aware training, before conversion
 };
 
+// Where a teacher's scores came from.
+struct TeacherRecord {
+  std::string path, sha256;
+  bool live = false;  // it ran beside the student
+  std::string cache;  // file of its scores, where it did not
+  uint64_t cache_bytes = 0;
+  bool reused = false;  // whether they were there already
+};
+
+// One seed of a distillation: top-1 of the student that learned from the teacher, and of the same one
+// without.
+struct DistillRun {
+  int64_t seed = 0;
+  std::optional<Share> top1, baseline;
+};
+
+// A mean over seeds with its deviation and 95 % interval (Student's t), which need two.
+struct SeedMean {
+  double mean = 0;
+  std::optional<double> deviation, low, high;
+};
+SeedMean mean_of(const std::vector<double>& values);
+
+struct Distillation {
+  Artifact student;                 // as it came
+  std::vector<std::string> copied;  // its parameters and buffers that were taken from the teacher
+  std::string scored_on;            // "eval" or "validation"; empty where nothing scores
+  std::vector<DistillRun> runs;     // the first is the one that was written
+  std::vector<EpochRecord> baseline_epochs;
+
+  std::optional<SeedMean> top1() const, baseline() const, gain() const;  // empty without such runs
+};
+
 struct Gate {
   std::string name;
   double limit, value;
@@ -131,6 +165,8 @@ struct Report {
   std::vector<LayerRecord> layers;
   std::optional<Quantization> quantization;
   std::optional<Training> training;
+  std::optional<TeacherRecord> teacher;
+  std::optional<Distillation> distillation;
   std::optional<Pruning> pruning;
   std::optional<Storage> storage;
   std::vector<SweepRow> sweep;
@@ -146,6 +182,9 @@ struct Report {
 // The report as schema_version 1 of configs/report.schema.json. Numbers that are not known, NaN or
 // infinite are null.
 nlohmann::ordered_json to_json(const Report& report);
+
+// An HTML page with the learning curves of the run, as SVG, and a table of its epochs.
+std::string learning_page(const Report& report, const std::string& model);
 
 // The short table of before and after for people.
 std::string to_table(const Report& report);

@@ -1,10 +1,12 @@
 #include "layer_gradient.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "mcompress/model/pieces.h"
@@ -19,19 +21,47 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kParts = 8;
 
+// Into how many parts a batch is split, by the multiplications that its gradient takes, so that small layers
+// do not pay for it. The number of threads has no part in this.
+int64_t parts_of(const at::Tensor& gradient, const at::Tensor& weight) {
+  constexpr int64_t kWork = int64_t{1} << 23;  // of one part
+  const int64_t work = gradient.numel() * (weight.numel() / std::max<int64_t>(1, weight.size(0)));
+  return std::clamp<int64_t>(work / kWork, 1, kParts);
+}
+
 struct Gradients {
   at::Tensor weight, bias;
 };
 
+// oneDNN plans a kernel, and with it the order of its sums, for as many threads as there could be, even where
+// it then runs on one. While this lives, that is one for the calling thread. The setting is that of the
+// OpenMP library that LibTorch brings.
+class OneThread {
+ public:
+  OneThread() { set(1); }
+  ~OneThread() { set(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  static void set(int threads) {
+    static const auto function =
+        reinterpret_cast<void (*)(int)>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+    if (function != nullptr) function(threads);
+  }
+  int before_ = at::get_num_threads();
+};
+
 // Adds up what `part_of` makes of the rows [begin, end) of a batch, in a fixed order.
 template <typename PartOf>
-Gradients add_parts(int64_t rows, PartOf part_of) {
+Gradients add_parts(int64_t rows, int64_t count, PartOf part_of) {
   std::array<Gradients, kParts> parts;
-  at::parallel_for(0, kParts, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     const c10::InferenceMode guard(false);
     const at::NoGradGuard no_gradients;
+    const OneThread one_thread;
     for (int64_t part = first; part < last; ++part) {
-      const int64_t begin = rows * part / kParts, end = rows * (part + 1) / kParts;
+      const int64_t begin = rows * part / count, end = rows * (part + 1) / count;
       if (begin < end) parts[static_cast<size_t>(part)] = part_of(begin, end);
     }
   });
@@ -68,11 +98,12 @@ struct TrainConvolution : Function<TrainConvolution> {
     at::Tensor input_gradient;
     if (context->needs_input_grad(0))
       input_gradient = std::get<0>(backward(gradient, input, {true, false, false}));
-    const Gradients sum = add_parts(input.size(0), [&](int64_t begin, int64_t end) {
-      const auto part =
-          backward(gradient.slice(0, begin, end), input.slice(0, begin, end), {false, true, true});
-      return Gradients{std::get<1>(part), std::get<2>(part)};
-    });
+    const Gradients sum =
+        add_parts(input.size(0), parts_of(gradient, weight), [&](int64_t begin, int64_t end) {
+          const auto part =
+              backward(gradient.slice(0, begin, end), input.slice(0, begin, end), {false, true, true});
+          return Gradients{std::get<1>(part), std::get<2>(part)};
+        });
     return {input_gradient, sum.weight, context->saved_data["biased"].toBool() ? sum.bias : at::Tensor(),
             at::Tensor()};
   }
@@ -93,10 +124,11 @@ struct TrainLinear : Function<TrainLinear> {
     const at::Tensor gradient = outputs[0].reshape({-1, weight.size(0)});
     at::Tensor input_gradient;
     if (context->needs_input_grad(0)) input_gradient = at::matmul(outputs[0], weight);
-    const Gradients sum = add_parts(rows.size(0), [&](int64_t begin, int64_t end) {
-      const at::Tensor part = gradient.slice(0, begin, end);
-      return Gradients{part.t().mm(rows.slice(0, begin, end)), part.sum(0)};
-    });
+    const Gradients sum =
+        add_parts(rows.size(0), parts_of(gradient, weight), [&](int64_t begin, int64_t end) {
+          const at::Tensor part = gradient.slice(0, begin, end);
+          return Gradients{part.t().mm(rows.slice(0, begin, end)), part.sum(0)};
+        });
     return {input_gradient, sum.weight, context->saved_data["biased"].toBool() ? sum.bias : at::Tensor()};
   }
 };

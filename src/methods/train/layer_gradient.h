@@ -5,7 +5,7 @@
 namespace mcompress {
 
 // apply_layer() with gradients that do not depend on the number of threads: LibTorch adds up a weight's
-// gradient over the batch in as many parts as there are threads; here they are always eight.
+// gradient over the batch in as many parts as there are threads; here the layer's size decides, up to eight.
 at::Tensor apply_layer_for_training(const Layer& layer, const at::Tensor& input, const at::Tensor& weight,
                                     const at::Tensor& bias);
 

@@ -6,6 +6,7 @@
 
 #include "layer_gradient.h"
 #include "mcompress/methods/grid.h"
+#include "mcompress/model/open_program.h"
 #include "mcompress/model/pieces.h"
 
 namespace mcompress {
@@ -103,6 +104,7 @@ StaticLayer QatLayer::convert() const {
 QatLayer float_layer(const Layer& layer) {
   QatLayer result;
   result.layer = layer;
+  result.opened = obstacle_to_open(layer).empty();
   result.weight = layer.weight;
   result.bias = layer.bias;
   return result;
@@ -112,7 +114,7 @@ QatLayer rounded_layer(const Layer& layer, const std::optional<BatchNorm>& norm,
                        const QatOptions& options) {
   QatLayer result;
   result.layer = layer;
-  result.rounded = true;
+  result.opened = result.rounded = true;
   result.relu = start.relu;
   result.weight_bits = start.weight.bits;
   at::Tensor folded = fold(layer, norm).weight;

@@ -2,7 +2,7 @@
 
 #include <optional>
 
-#include "mcompress/methods/qat.h"
+#include "mcompress/methods/trained_program.h"
 
 namespace mcompress {
 

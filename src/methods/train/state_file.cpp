@@ -13,11 +13,22 @@
 
 namespace mcompress {
 
+namespace {
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kLong: return DType::kI64;
+    case at::kBool: return DType::kBool;
+    default: return DType::kF32;
+  }
+}
+
+}  // namespace
+
 void write_state(const TrainState& state, const std::string& path) {
   std::vector<SafetensorsWriter::Entry> entries;
   for (const auto& [name, tensor] : state.tensors) {
-    const DType dtype = tensor.scalar_type() == at::kLong ? DType::kI64 : DType::kF32;
-    entries.push_back({name, dtype, {tensor.numel()}});
+    entries.push_back({name, dtype_of(tensor), {tensor.numel()}});
   }
   const SafetensorsWriter writer(std::move(entries), state.texts);
   OutputFile file(path, true);
@@ -35,7 +46,8 @@ TrainState read_state(const std::string& path) {
   TrainState state;
   state.texts = content.metadata;
   for (const Array& array : content.arrays) {
-    const bool known = array.dtype == DType::kF32 || array.dtype == DType::kI64;
+    const bool known =
+        array.dtype == DType::kF32 || array.dtype == DType::kI64 || array.dtype == DType::kBool;
     if (!known || array.shape.size() != 1)
       throw bad_data("'{}' is no training checkpoint: '{}' is no flat array of floats", path, array.name);
     state.tensors[array.name] = rows_of(array, 0, array.shape[0]).clone();

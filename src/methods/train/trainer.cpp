@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
@@ -47,7 +48,8 @@ class Trainer {
 
   TrainResult run() {
     if (task_.parameters.empty()) throw bad_data("the model has no parameters that can be trained");
-    if (data_.labels.min().item<int64_t>() < 0) throw bad_data("the training data has negative labels");
+    if (data_.labels.defined() && data_.labels.min().item<int64_t>() < 0)
+      throw bad_data("the training data has negative labels");
     if (checkpoint_.resume && std::filesystem::exists(checkpoint_.path)) restore();
     try {
       if (task_.score && result_.epochs.empty() && global_step() == 0)
@@ -75,7 +77,9 @@ class Trainer {
     const double before = seconds_;
     if (task_.begin_epoch) task_.begin_epoch(epoch_);
     const at::Tensor order = shuffled(data_.size(), mix(options_.seed, kShuffle, epoch_));
-    Progress progress(fmt::format("train epoch {} of {}", epoch_ + 1, options_.epochs), steps_);
+    Progress progress(fmt::format("{}{}train epoch {} of {}", options_.label,
+                                  options_.label.empty() ? "" : ": ", epoch_ + 1, options_.epochs),
+                      steps_);
     if (step_ > 0) progress.step(step_);
     while (step_ < steps_) {
       train_step(order.slice(0, step_ * batch_size_, (step_ + 1) * batch_size_));
@@ -92,34 +96,56 @@ class Trainer {
           fmt::format("loss {:.4f}, score {:.4f}", result_.epochs.back().loss, *result_.epochs.back().score));
   }
 
-  void train_step(const at::Tensor& rows) {
-    const int64_t step = global_step();
-    at::Tensor raw = data_.inputs.index_select(0, rows);
+  TrainBatch batch_of(const at::Tensor& samples, int64_t step) const {
+    at::Tensor raw = data_.raw(samples);
     const AugmentOptions& changes = options_.augment;
     if (changes.flip || changes.crop > 0) raw = augment(raw, changes, mix(options_.seed, kAugment, step));
-    const at::Tensor inputs = data_.prepare(raw), labels = data_.labels.index_select(0, rows);
+    return {data_.places.defined() ? data_.places.index_select(0, samples) : samples, data_.prepare(raw),
+            data_.labels.defined() ? data_.labels.index_select(0, samples) : at::Tensor()};
+  }
+
+  void train_step(const at::Tensor& samples) {
+    const int64_t step = global_step();
+    if (task_.begin_step) task_.begin_step(step, options_.epochs * steps_);
+    const TrainBatch batch = batch_of(samples, step);
     at::manual_seed(mix(options_.seed, kModel, step));  // for dropout
     optimizer_.clear_gradients();
-    const at::Tensor scores = task_.forward(inputs);
+    const at::Tensor scores = task_.forward(batch.inputs);
     if (!scores.requires_grad())
       throw bad_data("the model's output does not depend on parameters that can be trained");
-    if (scores.dim() != 2 || scores.size(0) != labels.size(0))
-      throw bad_data("the model's output is not [batch, classes], so it cannot be trained on labels");
-    if (data_max_ >= scores.size(1))
-      throw bad_data("the training data has labels outside the model's {} classes", scores.size(1));
-    const at::Tensor loss =
-        at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, options_.label_smoothing);
+    if (scores.dim() != 2 || scores.size(0) != samples.size(0))
+      throw bad_data("the model's output is not [batch, classes], so it cannot be trained");
+    if (!labels_checked_ && !task_.loss) check_labels(scores.size(1));
+    const at::Tensor loss = task_.loss ? task_.loss(scores, batch)
+                                       : cross_entropy(scores, batch.labels, options_.label_smoothing);
     const double value = loss.item<double>();
-    if (!std::isfinite(value)) diverged(step, inputs);
+    if (!std::isfinite(value)) diverged(step, batch.inputs);
     try {
       loss.backward();
     } catch (const c10::Error& failure) {
       throw bad_data("the model cannot be trained: {}", failure.what_without_backtrace());
     }
+    keep_zeros(true);
     if (options_.clip_norm > 0) optimizer_.clip(options_.clip_norm);
     rate_ = rate_at(options_, step, steps_);
     optimizer_.step(rate_);
+    keep_zeros(false);
     loss_sum_ += value;
+  }
+
+  void check_labels(int64_t classes) {
+    if (data_.labels.max().item<int64_t>() >= classes)
+      throw bad_data("the training data has labels outside the model's {} classes", classes);
+    labels_checked_ = true;
+  }
+
+  // Of the gradients, or of what the optimizer made of the values.
+  void keep_zeros(bool of_gradients) {
+    const at::NoGradGuard guard;
+    for (const Trainable& parameter : task_.parameters) {
+      const at::Tensor& values = of_gradients ? parameter.value.grad() : parameter.value;
+      if (parameter.zeros.defined() && values.defined()) values.masked_fill_(parameter.zeros, 0);
+    }
   }
 
   [[noreturn]] void diverged(int64_t step, const at::Tensor& inputs) {
@@ -144,14 +170,15 @@ class Trainer {
     ++epoch_;
     step_ = 0;
     loss_sum_ = seconds_ = 0;
-    if (options_.patience > 0 && record.epoch - result_.best_epoch >= options_.patience)
+    const int64_t since = std::max(result_.best_epoch, task_.best_from);
+    if (options_.patience > 0 && record.epoch - since >= options_.patience)
       result_.stopped = fmt::format("no better score in {} epochs", options_.patience);
     save();
   }
 
   // Of equal scores the first epoch is kept; epoch 0 is the state before training.
   void keep_if_better(const EpochRecord& record) {
-    if (best_.empty() || *record.score > best_score_) {
+    if (record.epoch >= task_.best_from && (best_.empty() || *record.score > best_score_)) {
       best_score_ = *record.score;
       result_.best_epoch = record.epoch;
       best_ = copies();
@@ -163,6 +190,9 @@ class Trainer {
     std::map<std::string, at::Tensor> all;
     for (const Trainable& parameter : task_.parameters)
       all["parameter/" + parameter.name] = parameter.value.detach();
+    for (const Trainable& parameter : task_.parameters) {
+      if (parameter.zeros.defined()) all["zeros/" + parameter.name] = parameter.zeros;
+    }
     for (const auto& [name, buffer] : task_.buffers) all["buffer/" + name] = buffer.detach();
     return all;
   }
@@ -246,17 +276,23 @@ class Trainer {
   const TrainOptions& options_;
   const CheckpointOptions& checkpoint_;
   Optimizer optimizer_;
-  int64_t batch_size_, steps_;  // rows of a batch, batches of an epoch
-  int64_t data_max_ = data_.labels.max().item<int64_t>();
+  int64_t batch_size_, steps_;                    // rows of a batch, batches of an epoch
   int64_t epoch_ = 0, step_ = 0;                  // what comes next
   double loss_sum_ = 0, rate_ = 0, seconds_ = 0;  // of this epoch so far
   double best_score_ = 0;
+  bool labels_checked_ = false;
   std::map<std::string, at::Tensor> best_;
   Clock::time_point saved_ = Clock::now();
   TrainResult result_;
 };
 
 }  // namespace
+
+at::Tensor cross_entropy(const at::Tensor& scores, const at::Tensor& labels, double label_smoothing) {
+  if (labels.max().item<int64_t>() >= scores.size(1))
+    throw bad_data("the training data has labels outside the model's {} classes", scores.size(1));
+  return at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, label_smoothing);
+}
 
 double rate_at(const TrainOptions& options, int64_t step, int64_t steps) {
   const double warm = step < options.warmup_steps

@@ -1,0 +1,300 @@
+#include "teacher.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/output.h"
+#include "mcompress/base/sha256.h"
+#include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/methods/teacher.h"
+#include "mcompress/model/program.h"
+
+namespace mcompress::cli {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kGroup = "Distillation";
+
+DistillOptions distill_options(const TeacherCommand& command, const TrainCommand& training) {
+  static const std::map<std::string, DistillLoss> kLosses = {{"kl", DistillLoss::kKl},
+                                                             {"reverse-kl", DistillLoss::kReverseKl},
+                                                             {"jsd", DistillLoss::kJsd},
+                                                             {"mse-logits", DistillLoss::kMseLogits}};
+  return {kLosses.at(command.loss), command.temperature, command.alpha, training.options.label_smoothing};
+}
+
+HintOptions hint_options(const TeacherCommand& command) {
+  HintOptions options;
+  options.kind = command.hint_kind == "at" ? HintKind::kAttention : HintKind::kMse;
+  options.weight = command.hint_weight;
+  for (const std::string& hint : command.hints) {
+    const size_t equals = hint.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == hint.size())
+      throw error(Exit::kUsage, "--hint '{}' is not TEACHER_LAYER=STUDENT_LAYER, such as 'conv3=conv2'",
+                  hint);
+    options.teacher.push_back(hint.substr(0, equals));
+    options.student.push_back(hint.substr(equals + 1));
+  }
+  return options;
+}
+
+// What decides the scores beside the teacher; kernels may round by the size of a batch.
+std::string data_key(const TrainCommand& training, const EvalOptions& eval) {
+  const DataOptions& data = eval.data;
+  const std::string text =
+      fmt::format("{}\n{}\n{}\n{}\n{}\n{}\n{}", hash_of_data(training.train_data), data.scale.value_or(0),
+                  fmt::join(data.mean, ","), fmt::join(data.stddev, ","), data.layout, training.train_limit,
+                  eval.batch_size);
+  return sha256_of(std::as_bytes(std::span(text)));
+}
+
+// A module that two hints name is observed once.
+std::vector<std::string> unique(const std::vector<std::string>& names) {
+  std::vector<std::string> once;
+  for (const std::string& name : names) {
+    if (std::find(once.begin(), once.end(), name) == once.end()) once.push_back(name);
+  }
+  return once;
+}
+
+// What the unique modules gave, by hint.
+std::vector<at::Tensor> by_hint(const std::vector<std::string>& names,
+                                const std::vector<at::Tensor>& outputs) {
+  const std::vector<std::string> once = unique(names);
+  std::vector<at::Tensor> result;
+  for (const std::string& name : names)
+    result.push_back(outputs[static_cast<size_t>(std::find(once.begin(), once.end(), name) - once.begin())]);
+  return result;
+}
+
+torch::jit::Module observe_teacher(const torch::jit::Module& program,
+                                   const std::vector<std::string>& modules) {
+  try {
+    return observe_outputs(program, modules, 0);
+  } catch (const Error& failure) {
+    throw error(failure.code(), "in the teacher: {}", failure.what());
+  }
+}
+
+}  // namespace
+
+void add_teacher_options(CLI::App& app, TeacherCommand& command) {
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    return app.add_option(name, value, help)->group(kGroup);
+  };
+  add("--alpha", command.alpha,
+      "Share of the teacher in the loss, 0 to 1; the rest is cross entropy; 1 needs no labels")
+      ->check(number_from(0, 1));
+  add("--temperature", command.temperature, "What scores are divided by before they are compared")
+      ->check(number_from(0.01, 1000));
+  add("--loss", command.loss,
+      "kl: KL(teacher, student); reverse-kl: KL(student, teacher); jsd: both against their mean; mse-logits: "
+      "mean square of the scores' differences")
+      ->check(CLI::IsMember({"kl", "reverse-kl", "jsd", "mse-logits"}));
+  add("--cache", command.cache,
+      "Folder that keeps the teacher's scores, so that the next run with this teacher and data does not run "
+      "it");
+  add("--top-k", command.top_k, "Keep the scores of the k highest classes only; 0: all")
+      ->check(CLI::Range(0, 1'000'000));
+}
+
+void add_hint_options(CLI::App& app, TeacherCommand& command) {
+  app.add_option("--hint", command.hints,
+                 "TEACHER_LAYER=STUDENT_LAYER: modules whose outputs are compared too; repeatable")
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  app.add_option("--hint-kind", command.hint_kind,
+                 "mse: of outputs, after a learned projection where widths differ; at: of attention maps")
+      ->check(CLI::IsMember({"mse", "at"}))
+      ->group(kGroup);
+  app.add_option("--hint-weight", command.hint_weight, "What the loss of the hints is multiplied by")
+      ->check(at_least(0))
+      ->group(kGroup);
+}
+
+void check_teacher_options(const TeacherCommand& command) {
+  hint_options(command);
+  if (command.top_k > 0 && command.loss != "kl")
+    throw error(Exit::kUsage, "--top-k goes with --loss kl; {} compares all classes", command.loss);
+  if (command.loss == "mse-logits" && command.temperature != TeacherCommand().temperature)
+    throw error(Exit::kUsage,
+                "--loss mse-logits compares scores without a temperature; leave out --temperature");
+  if (!command.teacher.empty() && detect_model(command.teacher) != ModelFormat::kTorchScript)
+    throw bad_data("teacher '{}' holds weights without a program, so it cannot be run; pass TorchScript",
+                   command.teacher);
+  if (command.hints.empty() && (command.hint_kind != "mse" || command.hint_weight != 1))
+    throw error(Exit::kUsage, "--hint-kind and --hint-weight go with --hint");
+}
+
+void refuse_teacher_options(const TeacherCommand& command) {
+  const TeacherCommand plain;
+  const std::map<std::string, bool> used = {{"--alpha", command.alpha != plain.alpha},
+                                            {"--temperature", command.temperature != plain.temperature},
+                                            {"--loss", command.loss != plain.loss},
+                                            {"--cache", !command.cache.empty()},
+                                            {"--top-k", command.top_k != plain.top_k}};
+  for (const auto& [name, given] : used) {
+    if (given) throw error(Exit::kUsage, "{} needs --teacher", name);
+  }
+}
+
+struct Teacher::Impl {
+  DistillOptions loss;
+  HintOptions hints;
+  torch::jit::Module program;
+  at::Tensor sample;  // the first batch of the data, prepared
+  int64_t batch_size = 0, classes = 0;
+  std::optional<TeacherScores> scores = {};  // empty where the teacher runs beside the student
+  std::optional<OpenProgram> observed = {};  // where it does
+  std::string temporary = {};                // file of the scores that goes with the run
+
+  // The scores of one batch, and the outputs of the hints' modules.
+  TeacherBatch run(const at::Tensor& inputs, std::vector<at::Tensor>& features) {
+    const at::NoGradGuard guard;
+    std::vector<at::Tensor> outputs(unique(hints.teacher).size());
+    const at::Tensor scores = observed->run(inputs.clone(), [&](size_t module, const at::Tensor& value) {
+      if (outputs[module].defined())
+        throw bad_data("the teacher uses a module of a hint more than once in a forward pass");
+      outputs[module] = value;
+      return value.clone();  // what follows may change it in place
+    });
+    if (scores.dim() != 2 || scores.size(0) != inputs.size(0) || !scores.isfinite().all().item<bool>())
+      throw bad_data("the teacher's output is not [batch, classes], or holds NaN or infinity");
+    features = by_hint(hints.teacher, outputs);
+    return {scores.to(at::kFloat), {}};
+  }
+
+  void open_scores(const std::string& path, bool temporary_file, const TeacherSource& source,
+                   const Dataset& data, const TeacherCommand& command, const RunOptions& options,
+                   Report& report) {
+    if (fs::exists(path)) {
+      try {
+        scores = read_teacher_scores(path, source, data.inputs.size(0), classes);
+        report.teacher->reused = true;
+        return;
+      } catch (const Error&) {
+        if (!temporary_file || !options.force) throw;
+      }
+    }
+    timed(report, "run the teacher", [&] {
+      write_teacher_scores(path, program_forward(program), data, batch_size, command.top_k, source);
+    });
+    scores = read_teacher_scores(path, source, data.inputs.size(0), classes);
+  }
+};
+
+Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, const TrainCommand& training,
+                 const EvalOptions& eval, const std::string& student_path, const torch::jit::Module& student,
+                 const std::string& output, const RunOptions& run, const Dataset& data, Report& report)
+    : impl_(new Impl{distill_options(command, training),
+                     hint_options(command),
+                     load_program(command.teacher, run.trust_code),
+                     {},
+                     eval.batch_size}) {
+  make_dense(impl_->program);  // where it was stored as a bitmask
+  impl_->sample = data.batch(0, std::min<int64_t>(2, data.size()));
+  const at::Tensor output_scores = program_forward(impl_->program)(impl_->sample.clone());
+  if (output_scores.dim() != 2)
+    throw bad_data("the output of teacher '{}' is not [batch, classes]", command.teacher);
+  impl_->classes = output_scores.size(1);
+  const at::Tensor answers = program_forward(student)(impl_->sample.clone());
+  if (answers.dim() != 2) throw bad_data("the output of model '{}' is not [batch, classes]", student_path);
+  if (answers.size(1) != impl_->classes) {
+    throw bad_data("teacher '{}' tells {} classes apart and model '{}' {}; they must be the same",
+                   command.teacher, impl_->classes, student_path, answers.size(1));
+  }
+  if (command.needs_labels() && data.labels.max().item<int64_t>() >= impl_->classes)
+    throw bad_data("the training data has labels outside the teacher's {} classes", impl_->classes);
+  report.teacher.emplace();
+  report.teacher->path = command.teacher;
+  report.teacher->sha256 = hash.get();
+  const AugmentOptions& augment = training.options.augment;
+  const bool live = augment.flip || augment.crop > 0 || !impl_->hints.teacher.empty();
+  report.teacher->live = live;
+  if (live) {
+    if (!command.cache.empty() || command.top_k > 0)
+      report.warnings.emplace_back(
+          "with --flip, --crop or --hint the teacher runs beside the student, so --cache and --top-k have no "
+          "effect");
+    impl_->observed.emplace(observe_teacher(impl_->program, unique(impl_->hints.teacher)),
+                            std::vector<Layer>(), std::vector<bool>(), std::vector<bool>());
+    return;
+  }
+  const TeacherSource source = {
+      {"kind", "mcompress teacher scores 1"}, {"teacher", hash.get()},
+      {"teacher_path", command.teacher},      {"data", data_key(training, eval)},
+      {"data_path", training.train_data},     {"top_k", fmt::format("{}", command.top_k)}};
+  constexpr size_t kDigits = 16;
+  std::string path = output + ".teacher";
+  if (command.cache.empty()) {
+    impl_->temporary = path;
+  } else {
+    std::error_code failure;
+    fs::create_directories(command.cache, failure);
+    if (failure || !fs::is_directory(command.cache))
+      throw error(Exit::kCannotCreate, "--cache '{}' is no folder and cannot become one", command.cache);
+    path = fmt::format("{}/{}-{}{}.safetensors", command.cache, source.at("teacher").substr(0, kDigits),
+                       source.at("data").substr(0, kDigits),
+                       command.top_k > 0 ? fmt::format("-{}", command.top_k) : "");
+  }
+  check_output(path, OutputKind::kFile, true, run.inputs);
+  impl_->open_scores(path, command.cache.empty(), source, data, command, run, report);
+  if (!command.cache.empty()) report.teacher->cache = path;
+  report.teacher->cache_bytes = fs::file_size(path);
+}
+
+Teacher::~Teacher() = default;
+
+const torch::jit::Module& Teacher::program() const { return impl_->program; }
+
+std::vector<std::string> Teacher::observed() const { return unique(impl_->hints.student); }
+
+void Teacher::attach(TrainTask& task, TrainedProgram& student, uint64_t seed) const {
+  Impl* teacher = impl_.get();
+  if (teacher->scores) {
+    task.loss = [teacher](const at::Tensor& scores, const TrainBatch& batch) {
+      return distill_loss(scores, teacher->scores->at(batch.places), batch.labels, teacher->loss);
+    };
+    return;
+  }
+  const auto outputs = [teacher, &student] { return by_hint(teacher->hints.student, student.observed()); };
+  std::shared_ptr<const Hints> hints;
+  if (!teacher->hints.teacher.empty()) {
+    std::vector<at::Tensor> features;
+    teacher->run(teacher->sample, features);
+    student.evaluate(teacher->sample.clone());
+    hints = std::make_shared<const Hints>(teacher->hints, features, outputs(), seed);
+    for (const Trainable& parameter : hints->parameters()) task.parameters.push_back(parameter);
+  }
+  // The student may change its inputs, and the teacher needs them.
+  task.forward = [forward = task.forward](const at::Tensor& inputs) { return forward(inputs.clone()); };
+  task.loss = [teacher, hints, outputs](const at::Tensor& scores, const TrainBatch& batch) {
+    std::vector<at::Tensor> features;
+    const TeacherBatch target = teacher->run(batch.inputs, features);
+    const at::Tensor loss = distill_loss(scores, target, batch.labels, teacher->loss);
+    return hints ? loss + hints->loss(features, outputs()) : loss;
+  };
+}
+
+void Teacher::label(TrainData& data) const {
+  if (!data.valid || data.valid->labels.defined()) return;
+  std::vector<at::Tensor> classes;
+  const auto forward = program_forward(impl_->program);
+  data.valid->for_batches(impl_->batch_size, [&](const at::Tensor& batch, int64_t, int64_t) {
+    classes.push_back(forward(batch).argmax(1));
+  });
+  data.valid->labels = at::cat(classes).clone();
+}
+
+void Teacher::finish() const {
+  if (!impl_->temporary.empty()) fs::remove(impl_->temporary);
+}
+
+}  // namespace mcompress::cli
