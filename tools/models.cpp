@@ -13,6 +13,12 @@ namespace mcompress::cli {
 
 namespace fs = std::filesystem;
 
+torch::jit::Module load_dense(const std::string& path, bool trust_code) {
+  const auto program = load_program(path, trust_code);
+  make_dense(program);
+  return program;
+}
+
 WeightCount count_program(const torch::jit::Module& program) {
   WeightCount count;
   std::set<const void*> seen;

@@ -13,6 +13,9 @@
 
 namespace mcompress::cli {
 
+// The program at a path as it computes: where it was stored as a bitmask, it is dense again.
+torch::jit::Module load_dense(const std::string& path, bool trust_code);
+
 // Weights of a model: how many, and how many are not zero.
 struct WeightCount {
   int64_t parameters = 0, nonzeros = 0;

@@ -190,6 +190,14 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   return {part(held, data.train.size()), part(0, held)};
 }
 
+void score_epochs(TrainTask& task, TrainedProgram& model, const TrainData& rows, int64_t batch_size) {
+  if (!rows.valid) return;
+  const Forward forward = [&model](const at::Tensor& input) { return model.evaluate(input); };
+  task.score = [forward, &rows, batch_size] {
+    return measure_accuracy(forward, *rows.valid, batch_size).top1.value();
+  };
+}
+
 CheckpointOptions checkpoint_options(const TrainCommand& command, const std::vector<std::string>& hashes,
                                      const std::string& output, const RunOptions& run, const Report& report) {
   CheckpointOptions options;

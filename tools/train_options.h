@@ -7,6 +7,7 @@
 #include <torch/script.h>
 
 #include "command.h"
+#include "mcompress/methods/trained_program.h"
 #include "mcompress/methods/trainer.h"
 
 namespace mcompress::cli {
@@ -34,6 +35,9 @@ struct TrainData {
 };
 TrainData read_train_data(const TrainCommand& command, const DataOptions& options, uint64_t seed,
                           bool labelled, Report& report);
+
+// Scores each epoch by top-1 on the rows for it, if there are any. Model and rows must outlive the task.
+void score_epochs(TrainTask& task, TrainedProgram& model, const TrainData& rows, int64_t batch_size);
 
 // Of a file, a folder, or two files with a comma between; empty for no path.
 std::string hash_of_data(const std::string& path);

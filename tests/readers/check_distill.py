@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -23,9 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stripes import CLASSES, make_data, trained, wait_for
+
 warnings.filterwarnings("ignore")
 BINARY = str(Path(sys.argv[1]).resolve())
-CLASSES = 4
 
 
 class Net(nn.Module):
@@ -37,29 +37,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(self.block(F.relu(self.conv1(x))).mean([2, 3]))
-
-
-def make_data(path, rows, seed):
-    """Stripes in four directions under noise."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, CLASSES, rows)
-    y, x = np.mgrid[0:12, 0:12]
-    waves = np.stack([np.sin(1.6 * x), np.sin(1.6 * y), np.sin(1.2 * (x + y)), np.sin(1.2 * (x - y))])
-    images = (waves[labels] + random.normal(0, 1.3, (rows, 12, 12)))[:, None].astype(np.float32)
-    np.savez(path, images=images, labels=labels.astype(np.int64))
-    return torch.from_numpy(images), torch.from_numpy(labels)
-
-
-def train_teacher(model, images, labels):
-    torch.set_num_threads(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model.train()
-    for _ in range(6):
-        for rows in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-    return model.eval()
 
 
 def command(words, target):
@@ -128,13 +105,6 @@ def check_loop(teacher):
             moved = (want - start[name]).abs().max()
             # BatchNorm hides the running of a second forward pass in the loop, so statistics are not compared.
             assert (value - want).abs().max() < 1e-3 * moved + 1e-5, (hints, name, (value - want).abs().max(), moved)
-
-
-def wait_for(path, seconds=60):
-    end = time.time() + seconds
-    while not Path(path).exists():
-        assert time.time() < end, f"{path} does not appear"
-        time.sleep(0.01)
 
 
 def check_bytes():
@@ -333,7 +303,7 @@ with tempfile.TemporaryDirectory() as name:
     os.chdir(name)
     torch.manual_seed(0)
     TRAIN, TEST = make_data("train.npz", 2048, 1), make_data("test.npz", 2000, 2)
-    teacher = train_teacher(Net(16), *TRAIN)
+    teacher = trained(Net(16), *TRAIN)
     torch.jit.script(teacher).save("teacher.pt")
     torch.jit.script(Net(16).eval()).save("sister.pt")
     torch.jit.script(Net(4).eval()).save("student.pt")

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from stripes import make_data, trained, wait_for
 
 warnings.filterwarnings("ignore")
 BINARY = str(Path(sys.argv[1]).resolve())
@@ -40,30 +41,6 @@ class Net(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return self.fc(self.drop(x.mean([2, 3])))
-
-
-def make_data(path, rows, seed):
-    """Stripes in four directions under noise."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 4, rows)
-    y, x = np.mgrid[0:12, 0:12]
-    waves = np.stack([np.sin(1.6 * x), np.sin(1.6 * y), np.sin(1.2 * (x + y)), np.sin(1.2 * (x - y))])
-    images = (waves[labels] + random.normal(0, 1.3, (rows, 12, 12)))[:, None].astype(np.float32)
-    np.savez(path, images=images, labels=labels.astype(np.int64))
-    return torch.from_numpy(images), torch.from_numpy(labels)
-
-
-def train_float(model, images, labels):
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model.train()
-    for _ in range(6):
-        for rows in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-    return model.eval()
 
 
 def command(model, target, *flags, data="train.npz"):
@@ -113,13 +90,6 @@ def check_learning():
             accuracy = (loaded(images).argmax(1) == labels).float().mean().item()
             assert abs(accuracy - after) < 0.002, (form, name, accuracy, after)
             assert not Path(f"{name}.pt.checkpoint").exists()
-
-
-def wait_for(path, seconds=60):
-    end = time.time() + seconds
-    while not Path(path).exists():
-        assert time.time() < end, f"{path} does not appear"
-        time.sleep(0.02)
 
 
 def check_bytes():
@@ -204,7 +174,7 @@ def check_modes(model):
 with tempfile.TemporaryDirectory() as name:
     os.chdir(name)
     TRAIN, TEST = make_data("train.npz", 2048, 1), make_data("test.npz", 2000, 2)
-    model = train_float(Net(), *TRAIN)
+    model = trained(Net(), *TRAIN)
     torch.jit.script(model).save("script.pt")
     torch.jit.trace(model, TEST[0][:2], check_trace=False).save("trace.pt")
     check_refusals()

@@ -4,6 +4,7 @@
 
 #include "log.h"
 #include "mcompress/formats/bitmask.h"
+#include "mcompress/model/program.h"
 #include "models.h"
 
 namespace mcompress::cli {
@@ -124,6 +125,15 @@ void print_plan(const Report& report) {
 
 void finish_dry_run(const RunOptions& run, const Report& report) {
   if (run.report != "-") print_plan(report);
+}
+
+torch::jit::Module write_reopened(const CompressOptions& options, const RunOptions& run,
+                                  const std::string& serialized, Report& report) {
+  OutputFile file(options.output, run.force);
+  timed(report, "write", [&] { write_program(serialized, file); });
+  const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
+  file.commit();
+  return reopened;
 }
 
 void conclude(const CompressOptions& options, Report& report) {

@@ -77,6 +77,10 @@ auto reopen(Report& report, Open open) {
   });
 }
 
+// Writes a serialized program to the output, and returns it as it was opened again before it took its place.
+torch::jit::Module write_reopened(const CompressOptions& options, const RunOptions& run,
+                                  const std::string& serialized, Report& report);
+
 // What follows once the output is in place: the user's measure, gates, the log.
 void conclude(const CompressOptions& options, Report& report);
 

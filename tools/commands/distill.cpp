@@ -51,33 +51,18 @@ class School {
          const std::optional<Dataset>& data)
       : options_(options), run_(run), rows_(rows), data_(data) {}
 
-  torch::jit::Module load_student() const {
-    const auto student = load_program(options_.student, run_.trust_code);
-    make_dense(student);  // where it was stored as a bitmask
-    return student;
-  }
-
-  // The student as training starts with it.
-  torch::jit::Module start(const Teacher& teacher) const {
-    const auto student = load_student();
-    if (options_.init_from_teacher) copy_values(teacher.program(), student);
-    return student;
-  }
+  torch::jit::Module load_student() const { return load_dense(options_.student, run_.trust_code); }
 
   // Trains one student and returns it in eval mode, with nothing of the training left in it.
   torch::jit::Module train_student(const Teacher& teacher, const Lesson& lesson, TrainResult& result) const {
-    const auto student = start(teacher);
+    const auto student = load_student();
+    if (options_.init_from_teacher) copy_values(teacher.program(), student);
     {
       TrainedProgram model(student, list_layers(student),
                            lesson.taught ? teacher.observed() : std::vector<std::string>());
       TrainTask task = model.task();
       if (lesson.taught) teacher.attach(task, model, static_cast<uint64_t>(lesson.seed));
-      if (rows_.valid) {
-        const Forward forward = [&](const at::Tensor& input) { return model.evaluate(input); };
-        task.score = [&, forward] {
-          return measure_accuracy(forward, *rows_.valid, options_.eval.batch_size).top1.value();
-        };
-      }
+      score_epochs(task, model, rows_, options_.eval.batch_size);
       TrainOptions settings = train_options(options_.training, options_.eval.batch_size, lesson.seed);
       settings.label = lesson.name;
       result = train(task, rows_.train, settings, lesson.checkpoint);
@@ -112,8 +97,7 @@ void list_student(const torch::jit::Module& student, Report& report) {
 std::vector<std::string> copied_from_teacher(const DistillCommand& options, const RunOptions& run,
                                              const torch::jit::Module& student) {
   if (!options.init_from_teacher) return {};
-  const auto teacher = load_program(options.model, run.trust_code);
-  make_dense(teacher);
+  const auto teacher = load_dense(options.model, run.trust_code);
   const std::vector<std::string> names = copy_values(teacher, reload_program(student));
   for (const auto& parameter : student.named_parameters()) {
     if (std::find(names.begin(), names.end(), parameter.name) != names.end()) return names;
@@ -126,10 +110,7 @@ std::vector<std::string> copied_from_teacher(const DistillCommand& options, cons
 
 void write_student(const DistillCommand& options, const RunOptions& run, const std::string& serialized,
                    const Teacher& teacher, const std::optional<Dataset>& data, Report& report) {
-  OutputFile file(options.output, run.force);
-  timed(report, "write", [&] { write_program(serialized, file); });
-  const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
-  file.commit();
+  const auto reopened = write_reopened(options, run, serialized, report);
   report.output =
       describe_artifact(options.output, name_of(ModelFormat::kTorchScript), count_program(reopened));
   if (data) evaluate_programs(teacher.program(), reopened, *data, options, report);

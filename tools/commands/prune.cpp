@@ -217,8 +217,7 @@ Command prune_command() {
         ->group("Training");
     app.add_option("--schedule", options->schedule,
                    "With --finetune: one-shot: all is pruned before the training; linear, cubic: in --steps, "
-                   "over its "
-                   "first two thirds")
+                   "over its first two thirds")
         ->check(CLI::IsMember({"one-shot", "linear", "cubic"}))
         ->group("Training");
     app.add_option("--steps", options->steps,

@@ -115,22 +115,13 @@ void Finetuning::train(const torch::jit::Module& program, const ProgramWeights& 
   TrainedProgram model(program, list_layers(program));
   TrainTask task = model.task();
   if (teacher_) teacher_->attach(task, model, seed);
-  if (rows_.valid) {
-    const Forward forward = [&](const at::Tensor& input) { return model.evaluate(input); };
-    task.score = [&, forward] {
-      return measure_accuracy(forward, *rows_.valid, options_.eval.batch_size).top1.value();
-    };
-  }
-  const at::NoGradGuard guard;  // of the first pruning
+  score_epochs(task, model, rows_, options_.eval.batch_size);
   const GradualPruning pruning(chosen, options_, seed, task);
   task.best_from = pruning.complete_from(options_.training.options.epochs);
   const TrainOptions settings = train_options(options_.training, options_.eval.batch_size, run_.seed);
-  report_.training = Training{timed(report_, "train",
-                                    [&] {
-                                      const at::AutoGradMode gradients(true);
-                                      return mcompress::train(task, rows_.train, settings, checkpoint_);
-                                    }),
-                              std::nullopt};
+  report_.training = Training{
+      timed(report_, "train", [&] { return mcompress::train(task, rows_.train, settings, checkpoint_); }),
+      std::nullopt};
 }
 
 void Finetuning::finish() {

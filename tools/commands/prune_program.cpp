@@ -114,8 +114,7 @@ std::string write_sparse(const torch::jit::Module& program, const std::set<std::
   write_program(serialize_program(program), sparse);
   make_dense(program);
   try {
-    const auto expanded = load_program(sparse.temporary(), run.trust_code);
-    make_dense(expanded);
+    const auto expanded = load_dense(sparse.temporary(), run.trust_code);
     const bool same = is_written_as(serialize_program(expanded), MappedFile(dense.temporary()).bytes());
     return same ? "" : "expanded, it would differ";
   } catch (const Error& failure) {
@@ -175,8 +174,7 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
   std::optional<Finetuning> finetuning;
   if (options.finetune && !options.dry_run) finetuning.emplace(options, run, report);
   BackgroundHash hash(options.model);
-  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
-  make_dense(program);  // where it was stored as a bitmask
+  const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
   std::vector<Layer> layers = list_layers(program);
   const std::vector<Decision> plan = plan_program(layers, options);
   if (finetuning) finetuning->prepare(program, hash);
@@ -207,8 +205,7 @@ void prune_program(const PruneCommand& options, const RunOptions& run, Report& r
         return measure_accuracy(program_forward(program), *data, options.eval.batch_size);
       });
     }
-    const auto trainee = load_program(options.model, run.trust_code);
-    make_dense(trainee);
+    const auto trainee = load_dense(options.model, run.trust_code);
     finetuning->train(trainee, choose_weights(list_layers(trainee), plan, options, norms));
     copy_values(trainee, program);
   }

@@ -68,8 +68,7 @@ void quantize_program(const QuantizeCommand& options, const RunOptions& run, Rep
           ? read_calibration(options.calib_data, options.nsamples, options, report)
           : data;
   BackgroundHash hash(options.model);
-  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
-  make_dense(program);  // where it was stored as a bitmask
+  const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
   const std::vector<Layer> layers = list_layers(program);
   std::vector<Decision> plan = plan_program(layers, options);
   evaluate_input(options, report);

@@ -52,10 +52,8 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   BackgroundHash hash(options.model);
   std::optional<BackgroundHash> teacher_hash;
   if (taught) teacher_hash.emplace(options.tutoring.teacher);
-  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
-  const auto trainee = load_program(options.model, run.trust_code);
-  make_dense(program);  // where it was stored as a bitmask
-  make_dense(trainee);
+  const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
+  const auto trainee = load_dense(options.model, run.trust_code);
   warn_of_tracing(trainee, report);
   report.quantization.emplace();
   StaticRun state = start_static(trainee, options);
@@ -82,9 +80,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   const Forward rounded = [&](const at::Tensor& input) { return model.evaluate(input); };
   TrainTask task = model.task();
   if (teacher) teacher->attach(task, model, seed);
-  if (rows.valid) {
-    task.score = [&] { return measure_accuracy(rounded, *rows.valid, options.eval.batch_size).top1.value(); };
-  }
+  score_epochs(task, model, rows, options.eval.batch_size);
   const TrainOptions train_settings = train_options(options.training, options.eval.batch_size, run.seed);
   const TrainResult result =
       timed(report, "train", [&] { return train(task, rows.train, train_settings, checkpoint); });

@@ -182,8 +182,7 @@ void quantize_program_static(const QuantizeCommand& options, const RunOptions& r
   const std::optional<Dataset> calibration =
       read_calibration(options.calib_data, options.nsamples, options, report);
   BackgroundHash hash(options.model);
-  const auto program = timed(report, "load", [&] { return load_program(options.model, run.trust_code); });
-  make_dense(program);  // where it was stored as a bitmask
+  const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
   report.quantization.emplace();
   StaticRun state = start_static(program, options);
   evaluate_input(options, report);

@@ -87,10 +87,7 @@ void write_quantized(const QuantizeCommand& options, const RunOptions& run, cons
   if (options.dry_run) return finish_dry_run(run, report);
 
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
-  OutputFile file(options.output, run.force);
-  timed(report, "write", [&] { write_program(serialized, file); });
-  const auto reopened = reopen(report, [&] { return load_program(file.temporary(), run.trust_code); });
-  file.commit();
+  const auto reopened = write_reopened(options, run, serialized, report);
   report.output = describe_artifact(options.output, name_of(ModelFormat::kTorchScript),
                                     count_after(count, layers, weights));
   if (data != nullptr) evaluate_programs(program, reopened, *data, options, report);

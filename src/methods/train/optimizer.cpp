@@ -117,4 +117,20 @@ double fixed_sum(const at::Tensor& values) {
   return sum;
 }
 
+double rate_at(const TrainOptions& options, int64_t step, int64_t steps) {
+  const double warm = step < options.warmup_steps
+                          ? static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps)
+                          : 1.0;
+  const auto total = static_cast<double>(options.epochs * steps);
+  switch (options.schedule) {
+    case Schedule::kConstant: return options.rate * warm;
+    case Schedule::kCosine:
+      return options.rate * warm * 0.5 * (1 + std::cos(M_PI * static_cast<double>(step) / total));
+    case Schedule::kStep:
+      return options.rate * warm *
+             std::pow(options.step_factor, static_cast<double>(step / steps / options.step_epochs));
+  }
+  return options.rate;
+}
+
 }  // namespace mcompress

@@ -115,7 +115,7 @@ class Trainer {
       throw bad_data("the model's output does not depend on parameters that can be trained");
     if (scores.dim() != 2 || scores.size(0) != samples.size(0))
       throw bad_data("the model's output is not [batch, classes], so it cannot be trained");
-    if (!labels_checked_ && !task_.loss) check_labels(scores.size(1));
+    if (step == 0 && !task_.loss) check_labels(scores.size(1));  // of all rows, before the long work
     const at::Tensor loss = task_.loss ? task_.loss(scores, batch)
                                        : cross_entropy(scores, batch.labels, options_.label_smoothing);
     const double value = loss.item<double>();
@@ -136,7 +136,6 @@ class Trainer {
   void check_labels(int64_t classes) {
     if (data_.labels.max().item<int64_t>() >= classes)
       throw bad_data("the training data has labels outside the model's {} classes", classes);
-    labels_checked_ = true;
   }
 
   // Of the gradients, or of what the optimizer made of the values.
@@ -152,8 +151,7 @@ class Trainer {
     const std::string layer = task_.find_non_finite ? task_.find_non_finite(inputs) : "";
     throw bad_data(
         "training diverged: the loss is not finite at step {} (epoch {}){}; lower --lr, which is {:.3g}, or "
-        "set "
-        "--clip-norm",
+        "set --clip-norm",
         step + 1, epoch_ + 1, layer.empty() ? "" : fmt::format(", first in layer '{}'", layer),
         options_.rate);
   }
@@ -280,7 +278,6 @@ class Trainer {
   int64_t epoch_ = 0, step_ = 0;                  // what comes next
   double loss_sum_ = 0, rate_ = 0, seconds_ = 0;  // of this epoch so far
   double best_score_ = 0;
-  bool labels_checked_ = false;
   std::map<std::string, at::Tensor> best_;
   Clock::time_point saved_ = Clock::now();
   TrainResult result_;
@@ -292,22 +289,6 @@ at::Tensor cross_entropy(const at::Tensor& scores, const at::Tensor& labels, dou
   if (labels.max().item<int64_t>() >= scores.size(1))
     throw bad_data("the training data has labels outside the model's {} classes", scores.size(1));
   return at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, label_smoothing);
-}
-
-double rate_at(const TrainOptions& options, int64_t step, int64_t steps) {
-  const double warm = step < options.warmup_steps
-                          ? static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps)
-                          : 1.0;
-  const auto total = static_cast<double>(options.epochs * steps);
-  switch (options.schedule) {
-    case Schedule::kConstant: return options.rate * warm;
-    case Schedule::kCosine:
-      return options.rate * warm * 0.5 * (1 + std::cos(M_PI * static_cast<double>(step) / total));
-    case Schedule::kStep:
-      return options.rate * warm *
-             std::pow(options.step_factor, static_cast<double>(step / steps / options.step_epochs));
-  }
-  return options.rate;
 }
 
 TrainResult train(TrainTask& task, const Dataset& data, const TrainOptions& options,
