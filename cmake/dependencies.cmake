@@ -32,4 +32,6 @@ if(MCOMPRESS_TORCH)
       "-DTorch_DIR=<torch>/share/cmake/Torch of a LibTorch")
   endif()
   message(STATUS "LibTorch ${Torch_VERSION} in ${Torch_DIR}")
+  # at::parallel_for is a plain loop in what is compiled without it.
+  require_package(OpenMP g++ COMPONENTS CXX)
 endif()

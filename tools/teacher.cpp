@@ -47,12 +47,27 @@ std::vector<at::Tensor> by_hint(const std::vector<std::string>& names,
   return result;
 }
 
-torch::jit::Module observe_teacher(const torch::jit::Module& program,
-                                   const std::vector<std::string>& modules) {
+// Calls `use`, and says of what it throws that it was the teacher.
+template <typename Use>
+auto in_teacher(Use use) {
   try {
-    return observe_outputs(program, modules, 0);
+    return use();
   } catch (const Error& failure) {
     throw error(failure.code(), "in the teacher: {}", failure.what());
+  }
+}
+
+// Refuses a folder for scores that has the name of a file of the run.
+void check_cache(const std::string& cache, const std::string& output, const std::string& html,
+                 const RunOptions& run) {
+  std::vector<std::string> files = run.inputs;
+  files.insert(files.end(), {output, run.report, html});
+  for (const std::string& file : files) {
+    const bool same = !file.empty() && is_inside(file, cache) && is_inside(cache, file);
+    if (same || (file == output && fs::path(cache).lexically_normal().string().starts_with(
+                                       fs::path(output).lexically_normal().string() + ".")))
+      throw error(Exit::kCannotCreate, "--cache '{}' has the name of a file of this run; choose another",
+                  cache);
   }
 }
 
@@ -64,9 +79,9 @@ struct Teacher::Impl {
   torch::jit::Module program;
   at::Tensor sample;  // the first batch of the data, prepared
   int64_t batch_size = 0, classes = 0;
-  std::optional<TeacherScores> scores = {};  // empty where the teacher runs beside the student
-  std::optional<OpenProgram> observed = {};  // where it does
-  std::string temporary = {};                // file of the scores that goes with the run
+  std::optional<TeacherScores> scores = {};     // empty where the teacher runs beside the student
+  std::optional<OpenProgram> observed = {};     // where it does
+  std::string temporary = {}, checkpoint = {};  // file of the scores that goes with the run, and of its state
 
   // The scores of one batch, and the outputs of the hints' modules.
   TeacherBatch run(const at::Tensor& inputs, std::vector<at::Tensor>& features) {
@@ -112,7 +127,8 @@ Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, cons
                      {},
                      eval.batch_size}) {
   impl_->sample = data.batch(0, std::min<int64_t>(2, data.size()));
-  const at::Tensor output_scores = program_forward(impl_->program)(impl_->sample.clone());
+  const at::Tensor output_scores =
+      in_teacher([&] { return program_forward(impl_->program)(impl_->sample.clone()); });
   if (output_scores.dim() != 2)
     throw bad_data("the output of teacher '{}' is not [batch, classes]", command.teacher);
   impl_->classes = output_scores.size(1);
@@ -122,8 +138,6 @@ Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, cons
     throw bad_data("teacher '{}' tells {} classes apart and model '{}' {}; they must be the same",
                    command.teacher, impl_->classes, student_path, answers.size(1));
   }
-  if (command.needs_labels() && data.labels.max().item<int64_t>() >= impl_->classes)
-    throw bad_data("the training data has labels outside the teacher's {} classes", impl_->classes);
   report.teacher.emplace();
   report.teacher->path = command.teacher;
   report.teacher->sha256 = hash.get();
@@ -135,8 +149,9 @@ Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, cons
       report.warnings.emplace_back(
           "with --flip, --crop or --hint the teacher runs beside the student, so --cache and --top-k have no "
           "effect");
-    impl_->observed.emplace(observe_teacher(impl_->program, unique(impl_->hints.teacher)),
-                            std::vector<Layer>(), std::vector<bool>(), std::vector<bool>());
+    impl_->observed.emplace(
+        in_teacher([&] { return observe_outputs(impl_->program, unique(impl_->hints.teacher), 0); }),
+        std::vector<Layer>(), std::vector<bool>(), std::vector<bool>());
     return;
   }
   const TeacherSource source = {
@@ -147,22 +162,31 @@ Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, cons
   std::string path = output + ".teacher";
   if (command.cache.empty()) {
     impl_->temporary = path;
+    impl_->checkpoint = output + ".checkpoint";
   } else {
+    check_cache(command.cache, output, training.html, run);
     std::error_code failure;
     fs::create_directories(command.cache, failure);
+    if (failure == std::errc::permission_denied)
+      throw error(Exit::kPermission, "--cache '{}' cannot be made: its folder is not writable",
+                  command.cache);
     if (failure || !fs::is_directory(command.cache))
       throw error(Exit::kCannotCreate, "--cache '{}' is no folder and cannot become one", command.cache);
     path = fmt::format("{}/{}-{}{}.safetensors", command.cache, source.at("teacher").substr(0, kDigits),
                        source.at("data").substr(0, kDigits),
                        command.top_k > 0 ? fmt::format("-{}", command.top_k) : "");
   }
-  check_output(path, OutputKind::kFile, true, run.inputs);
+  if (!fs::exists(path)) check_output(path, OutputKind::kFile, true, run.inputs);
   impl_->open_scores(path, command.cache.empty(), source, data, command, run, report);
   if (!command.cache.empty()) report.teacher->cache = path;
   report.teacher->cache_bytes = fs::file_size(path);
 }
 
-Teacher::~Teacher() = default;
+Teacher::~Teacher() {
+  if (impl_->temporary.empty() || fs::exists(impl_->checkpoint)) return;
+  std::error_code nobody_to_tell;
+  fs::remove(impl_->temporary, nobody_to_tell);
+}
 
 const torch::jit::Module& Teacher::program() const { return impl_->program; }
 
@@ -203,10 +227,6 @@ void Teacher::label(TrainData& data) const {
     classes.push_back(forward(batch).argmax(1));
   });
   data.valid->labels = at::cat(classes).clone();
-}
-
-void Teacher::finish() const {
-  if (!impl_->temporary.empty()) fs::remove(impl_->temporary);
 }
 
 }  // namespace mcompress::cli

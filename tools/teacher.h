@@ -16,7 +16,8 @@ namespace mcompress::cli {
 class Teacher {
  public:
   // `hash` is the teacher's. Refuses (65) a teacher that tells other classes apart than the student; runs the
-  // teacher over the data where no cache has its scores. The cache is `output`.teacher without --cache.
+  // teacher over the data where no cache has its scores. The cache is `output`.teacher without --cache; it
+  // goes with the teacher, unless a checkpoint of the run needs it.
   Teacher(const TeacherCommand& command, const BackgroundHash& hash, const TrainCommand& training,
           const EvalOptions& eval, const std::string& student_path, const torch::jit::Module& student,
           const std::string& output, const RunOptions& run, const Dataset& data, Report& report);
@@ -35,9 +36,6 @@ class Teacher {
 
   // Without labels the rows that score an epoch have the class that the teacher gives them.
   void label(TrainData& data) const;
-
-  // Removes the scores, unless --cache keeps them.
-  void finish() const;
 
  private:
   struct Impl;

@@ -1,5 +1,6 @@
 #include "train_options.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 
@@ -10,6 +11,7 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/output.h"
 #include "mcompress/base/sha256.h"
+#include "mcompress/model/program.h"
 #include "mcompress/report/report.h"
 
 namespace mcompress::cli {
@@ -58,7 +60,52 @@ std::string fingerprint_of(const std::vector<std::string>& hashes, const Report&
   return sha256_of(std::as_bytes(std::span(text)));
 }
 
+void check_augmentation(const TrainCommand& command, const at::Tensor& inputs) {
+  const AugmentOptions& augment = command.options.augment;
+  if (!augment.flip && augment.crop == 0) return;
+  if (inputs.dim() != 4)
+    throw error(Exit::kUsage, "--flip and --crop are for images, and '{}' has inputs of {} dimensions",
+                command.train_data, inputs.dim() - 1);
+  const int64_t height = inputs.size(2), width = inputs.size(3);
+  if (augment.crop >= std::min(height, width))
+    throw error(Exit::kUsage, "--crop {} would move images of {} x {} out of sight; pass less than {}",
+                augment.crop, height, width, std::min(height, width));
+}
+
+// Throws what measuring the model on these rows would, as far as a few of them and all labels tell.
+void check_rows(const torch::jit::Module& program, const Dataset& rows, const std::string& path) {
+  constexpr int64_t kFew = 2;
+  try {
+    const at::Tensor scores = program_forward(program)(rows.batch(0, std::min(kFew, rows.size())));
+    if (scores.dim() != 2) throw bad_data("the model's output is not [batch, classes]");
+    if (!rows.labels.defined()) return;
+    if (rows.labels.min().item<int64_t>() < 0) throw bad_data("the data has negative labels");
+    if (rows.labels.max().item<int64_t>() >= scores.size(1))
+      throw bad_data("the data has labels outside the model's {} classes", scores.size(1));
+  } catch (const Error& failure) {
+    throw error(failure.code(), "with '{}': {}", path, failure.what());
+  }
+}
+
 }  // namespace
+
+void check_training(const torch::jit::Module& program, const TrainCommand& command, const TrainData& rows,
+                    const EvalOptions& eval, const std::optional<Dataset>& eval_rows, Report& report) {
+  check_rows(program, rows.train, command.train_data);
+  if (rows.valid && !command.valid_data.empty()) check_rows(program, *rows.valid, command.valid_data);
+  if (eval_rows) check_rows(program, *eval_rows, eval.data_path);
+  const auto copy = reload_program(program);
+  bool all_frozen = true;
+  for (const at::Tensor& parameter : copy.parameters()) all_frozen = all_frozen && !parameter.requires_grad();
+  TrainedProgram model(copy, list_layers(copy));
+  constexpr int64_t kFew = 2;
+  check_trainable(model.task(), rows.train.batch(0, std::min(kFew, rows.train.size())));
+  if (all_frozen)
+    report.warnings.emplace_back(
+        "no parameter of the model asks for gradients, as in a program that was exported for use; all of "
+        "them "
+        "are trained");
+}
 
 std::string hash_of_data(const std::string& path) {
   const size_t comma = path.find(',');
@@ -160,12 +207,12 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
   data.train = timed(report, "read training data", [&] {
     return labelled ? load_dataset(command.train_data, rows) : load_inputs(command.train_data, rows);
   });
-  if (command.options.augment.flip || command.options.augment.crop > 0) {
-    if (data.train.inputs.dim() != 4)
-      throw error(Exit::kUsage, "--flip and --crop are for images, and '{}' has inputs of {} dimensions",
-                  command.train_data, data.train.inputs.dim() - 1);
-  }
+  check_augmentation(command, data.train.inputs);
+  if (!labelled && command.options.label_smoothing > 0)
+    throw error(Exit::kUsage, "--label-smoothing is for labels, and --alpha 1 trains without them");
   if (!command.valid_data.empty()) {
+    if (command.valid_share)
+      throw error(Exit::kUsage, "--valid-data and --valid-share exclude each other; leave out one");
     rows.split = "test";
     rows.limit = 0;
     data.valid =
@@ -179,6 +226,11 @@ TrainData read_train_data(const TrainCommand& command, const DataOptions& option
     if (command.options.patience > 0)
       throw error(Exit::kUsage,
                   "--patience needs rows to score an epoch on; pass --valid-data or a larger --valid-share");
+    if (!command.valid_share)
+      report.warnings.push_back(
+          fmt::format("a tenth of {} training rows is none: no epoch is scored, and the last one is kept; "
+                      "pass --valid-data",
+                      data.train.size()));
     return data;
   }
   if (held == data.train.size())
@@ -210,6 +262,7 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::vec
   if (!command.html.empty()) {
     std::vector<std::string> others = run.inputs;
     others.insert(others.end(), {output, options.path, output + ".teacher", run.report});
+    if (command.html == "-") throw error(Exit::kUsage, "the page of --html cannot go to stdout; name a file");
     check_output(command.html, OutputKind::kFile, run.force, others);
   }
   if (!run.report.empty() && is_inside(run.report, options.path))

@@ -36,6 +36,11 @@ struct TrainData {
 TrainData read_train_data(const TrainCommand& command, const DataOptions& options, uint64_t seed,
                           bool labelled, Report& report);
 
+// Throws, before the long work, what training the model or measuring it would throw at their first batch or
+// for a label: Error(65), naming the data. Warns where all its parameters are frozen.
+void check_training(const torch::jit::Module& program, const TrainCommand& command, const TrainData& rows,
+                    const EvalOptions& eval, const std::optional<Dataset>& eval_rows, Report& report);
+
 // Scores each epoch by top-1 on the rows for it, if there are any. Model and rows must outlive the task.
 void score_epochs(TrainTask& task, TrainedProgram& model, const TrainData& rows, int64_t batch_size);
 

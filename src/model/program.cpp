@@ -42,17 +42,20 @@ class MapReader : public caffe2::serialize::ReadAdapterInterface {
   SharedFile file_;
 };
 
-// The line of a LibTorch message that tells the reason: the last error of a traceback, or the first line.
+// The line of a LibTorch message that tells the reason: the exception below a traceback, or the first line.
 std::string reason_of(const std::exception& failure) {
   const auto* error = dynamic_cast<const c10::Error*>(&failure);
   const std::string text = error != nullptr ? error->what_without_backtrace() : failure.what();
   std::string first, raised;
+  bool traced = false;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     const std::string line = text.substr(begin, end - begin);
     const bool blank = line.find_first_not_of(' ') == std::string::npos;
     if (first.empty() && !blank) first = line;
-    if (line.starts_with("RuntimeError: ")) raised = line.substr(line.find(' ') + 1);
+    traced = traced || line.starts_with("Traceback");
+    const size_t colon = line.find(": ");  // "RuntimeError: ...", "builtins.ValueError: ..."
+    if (traced && colon != std::string::npos && line.find(' ') > colon) raised = line.substr(colon + 2);
     begin = end + 1;
   }
   return raised.empty() ? first : raised;

@@ -199,5 +199,42 @@ TEST(Train, RefusesAForeignCheckpointAndNamesADivergingStep) {
   }
 }
 
+TEST(Train, RefusesACheckpointOfWhichAByteChanged) {
+  const TemporaryFolder folder;
+  const TrainOptions options{.rate = 0.05, .epochs = 1, .batch_size = 8};
+  Classifier model;
+  train(model.task, model.data, options, {folder / "c", false, "f"});
+  const auto size = static_cast<int64_t>(std::filesystem::file_size(folder / "c"));
+  // In the last array, and in a text of the header: the epoch's seconds.
+  const std::string whole = testing::read_file(folder / "c");
+  for (const int64_t place : {size - 2, static_cast<int64_t>(whole.find("\"loss_sum\":\"") + 12)}) {
+    std::string damaged = whole;
+    damaged[static_cast<size_t>(place)] ^= 1;
+    testing::write_file(folder / "c", damaged);
+    try {
+      train(model.task, model.data, options, {folder / "c", true, "f"});
+      FAIL() << "a changed byte at " << place;
+    } catch (const Error& failure) {
+      EXPECT_EQ(failure.code(), Exit::kBadData);
+      EXPECT_NE(std::string(failure.what()).find("is damaged"), std::string::npos) << failure.what();
+    }
+  }
+}
+
+TEST(Train, CallsAnEpochWithoutAScoreADivergence) {
+  const TemporaryFolder folder;
+  Classifier model;
+  int scored = 0;
+  model.task.score = [&] { return ++scored == 2 ? throw bad_data("the outputs hold NaN") : 0.5; };
+  try {
+    train(model.task, model.data, {.rate = 0.05, .epochs = 2, .batch_size = 8}, {folder / "c", false, "f"});
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_NE(std::string(failure.what()).find("training diverged in epoch 1: the outputs hold NaN"),
+              std::string::npos)
+        << failure.what();
+  }
+}
+
 }  // namespace
 }  // namespace mcompress

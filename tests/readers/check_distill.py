@@ -39,6 +39,17 @@ class Net(nn.Module):
         return self.fc(self.block(F.relu(self.conv1(x))).mean([2, 3]))
 
 
+class Raising(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, CLASSES)
+
+    def forward(self, x):
+        if x.shape[0] % 2 == 0:
+            raise ValueError("only for odd batches")
+        return self.fc(x.mean([2, 3]))
+
+
 def command(words, target):
     return [BINARY, *map(str, words), "-o", target, "--report", target + ".json", "-q", "--progress", "none"]
 
@@ -203,6 +214,8 @@ def check_pruning():
     sparse = zeros_in("sparse.pt")
     prune("--sparsity", 0.3, "--schedule", "linear", model="sparse.pt")  # which asks for fewer zeros than there are
     assert all(z[sparse[name]].all() for name, z in zeros_in("out.pt").items()), "zeros came back to life"
+    prune("--sparsity", 0.6, "--schedule", "cubic", "--steps", 100_000, target="many.pt")  # more than are trained
+    assert sum(z.sum() for z in zeros_in("many.pt").values()) >= 0.59 * sum(z.numel() for z in zeros_in("many.pt").values())
     flags = ["--sparsity", 0.7, "--schedule", "cubic", "--steps", 5]
     prune(*flags, "--threads", 1, target="one.pt")
     prune(*flags, "--threads", 2, target="two.pt")
@@ -251,24 +264,33 @@ def check_refusals(teacher):
                         (["--top-k", 2, "--loss", "jsd"], "--top-k goes with --loss kl"), (["--hint-weight", 2], "go with --hint"),
                         (["--baseline", "--alpha", 1], "--baseline trains on labels"), (["--seeds", 0], "--seeds"),
                         (["--seeds", 2, "--valid-share", 0], "need rows to compare on"), (["--baseline", "--valid-share", 0], "need rows to compare on"),
-                        (["--loss", "mse-logits", "--temperature", 2], "without a temperature")):
+                        (["--loss", "mse-logits", "--temperature", 2], "without a temperature"),
+                        (["--crop", 12], "would move images of 12 x 12 out of sight"), (["--html", "-"], "cannot go to stdout"),
+                        (["--alpha", 1, "--label-smoothing", 0.1], "--label-smoothing is for labels"),
+                        (["--valid-data", "test.npz", "--valid-share", 0.2], "exclude each other")):
         distill(*flags, code=2, text=text, **no)
     distill("--hint", "conv9=conv1", code=65, text="in the teacher: the model has no module 'conv9'; those at its top are conv1, block, fc", **no)
     distill("--hint", "conv1=nothing", code=65, text="the model has no module 'nothing'", **no)
     distill("--hint", "conv1=fc", code=65, text="cannot be compared: they must have the same number of dimensions", **no)
     distill("--lr", 1e30, "--epochs", 1, code=65, text="training diverged", **no)
-    Path("no.pt.teacher").unlink()
     frozen = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Softmax(1)).eval())
     frozen.save("frozen.pt")
     np.savez("tiny.npz", images=TRAIN[0][:64, :, 0:2, 0:2].numpy(), labels=TRAIN[1][:64].numpy())
     torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)).eval()).save("small.pt")
     distill(student="frozen.pt", teacher="small.pt", data="tiny.npz", code=65, text="no parameters that can be trained", **no)
-    Path("no.pt.teacher").unlink()
+    torch.jit.script(Net(4).double().eval()).save("double.pt")
+    distill(student="double.pt", code=65, **no)
+    torch.jit.script(Raising().eval()).save("raising.pt")
+    distill(student="raising.pt", code=65, text="only for odd batches", **no)
+    distill(teacher="raising.pt", code=65, text="in the teacher: the model fails on this data: only for odd batches", **no)
+    np.savez("colour.npz", images=np.zeros((4, 3, 12, 12), np.float32), labels=np.zeros(4, np.int64))
+    for option in ("--eval-data", "--valid-data"):
+        distill(option, "colour.npz", code=65, text="with 'colour.npz': the model fails on this data", **no)
     distill(teacher="nowhere.pt", code=66, text="nowhere.pt", **no)
     distill(teacher="train.npz", code=65, **no)
     distill("--init-from-teacher", student="small.pt", code=65, **no)
     np.savez("seven.npz", images=TRAIN[0][:64].numpy(), labels=np.full(64, 7))
-    distill(data="seven.npz", code=65, text="labels outside the teacher's 4 classes", **no)
+    distill(data="seven.npz", code=65, text="with 'seven.npz': the data has labels outside the model's 4 classes", **no)
     # A cache that is damaged, of another teacher, or no folder.
     distill("--epochs", 1, "--cache", "scores")
     cache = next(Path("scores").iterdir())
@@ -280,6 +302,8 @@ def check_refusals(teacher):
     distill("--cache", "scores", code=65, **no)
     torch.save(0, "file")
     distill("--cache", "file", code=73, text="is no folder", **no)
+    for own in ("no.pt", "no.pt.checkpoint", "no.pt.json", "teacher.pt"):
+        distill("--cache", own, code=73, text="has the name of a file of this run", **no)
     with torch.no_grad():
         loud = Net(16)
         loud.fc.weight.mul_(1e9)

@@ -126,7 +126,7 @@ def check_refusals():
     np.savez("minus.npz", images=np.zeros((8, 1, 12, 12), np.float32), labels=np.full(8, -1))
     run("script.pt", "no.pt", "--valid-share", "0", data="minus.npz", code=65, words="negative labels")
     np.savez("nan.npz", images=np.full((8, 1, 12, 12), np.nan, np.float32), labels=np.zeros(8, np.int64))
-    run("script.pt", "no.pt", data="nan.npz", code=65, words="layer 'conv1' is given NaN")
+    run("script.pt", "no.pt", data="nan.npz", code=65, words="first in layer 'conv1'")
     for option in ("--lr", "--momentum", "--weight-decay", "--clip-norm", "--label-smoothing"):
         run("script.pt", "no.pt", option, "nan", code=2, words="no number from 0")
     run("script.pt", "no.pt", "--per-tensor", code=2, words="--per-tensor does not go with --mode qat")
@@ -149,7 +149,7 @@ def check_refusals():
     with torch.no_grad():
         bad.conv2.weight[0, 0, 0, 0] = float("nan")
     bad.save("nan.pt")
-    run("nan.pt", "no.pt", code=65, words="weight of layer 'conv2'")
+    run("nan.pt", "no.pt", code=65, words="first in layer 'conv2'")
     assert not Path("no.pt").exists() and not Path("no.pt.checkpoint").exists()
 
 

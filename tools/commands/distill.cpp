@@ -136,6 +136,7 @@ void distill(const DistillCommand& options, const RunOptions& run, Report& repor
   }
   const std::vector<std::string> copied = copied_from_teacher(options, run, student);
   warn_of_tracing(student, report);
+  check_training(student, options.training, rows, options.eval, data, report);
   report.predicted_bytes = count_program_bytes(serialize_program(student));
   report.distillation.emplace();
   list_student(student, report);
@@ -187,7 +188,6 @@ void distill(const DistillCommand& options, const RunOptions& run, Report& repor
   write_student(options, run, serialized, teacher, data, report);
   write_learning_page(options.training, options.output, run, report);
   for (const Lesson& lesson : lessons) std::filesystem::remove(lesson.checkpoint.path);
-  teacher.finish();
   conclude(options, report);
 }
 

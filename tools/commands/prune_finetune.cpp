@@ -27,9 +27,11 @@ class GradualPruning {
     }
     apply(0);
     task.begin_step = [this](int64_t step, int64_t steps) {
+      int64_t last = 0;  // of several that fall on one training step, the others are part of it
       for (int64_t i = 1; i < count(); ++i) {
-        if (step == step_of(i, steps)) apply(i);
+        if (step == step_of(i, steps)) last = i;
       }
+      if (last > 0) apply(last);
     };
   }
 
@@ -97,6 +99,7 @@ Finetuning::Finetuning(const PruneCommand& options, const RunOptions& run, Repor
 
 void Finetuning::prepare(const torch::jit::Module& program, const BackgroundHash& hash) {
   warn_of_tracing(program, report_);
+  check_training(program, options_.training, rows_, options_.eval, {}, report_);
   std::optional<BackgroundHash> teacher_hash;
   if (!options_.tutoring.teacher.empty()) teacher_hash.emplace(options_.tutoring.teacher);
   checkpoint_ = checkpoint_options(
@@ -127,7 +130,6 @@ void Finetuning::train(const torch::jit::Module& program, const ProgramWeights& 
 void Finetuning::finish() {
   write_learning_page(options_.training, options_.output, run_, report_);
   std::filesystem::remove(checkpoint_.path);
-  if (teacher_) teacher_->finish();
 }
 
 }  // namespace mcompress::cli

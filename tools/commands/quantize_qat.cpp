@@ -56,6 +56,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
   const auto trainee = load_dense(options.model, run.trust_code);
   warn_of_tracing(trainee, report);
   report.quantization.emplace();
+  check_training(program, options.training, rows, options.eval, data, report);
   StaticRun state = start_static(trainee, options);
   const QatOptions method = qat_options(options);
   const CheckpointOptions checkpoint = checkpoint_options(
@@ -100,7 +101,6 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
                   data ? &*data : nullptr, hash, report);
   write_learning_page(options.training, options.output, run, report);
   std::filesystem::remove(checkpoint.path);
-  if (teacher) teacher->finish();
 }
 
 }  // namespace mcompress::cli

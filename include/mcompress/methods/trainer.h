@@ -89,6 +89,10 @@ struct CheckpointOptions {
   std::string fingerprint;  // of all that decides the result; another one is refused with Error(78)
 };
 
+// Throws what training would at its first step: Error(65) where the task has no parameters, or where what it
+// makes of `inputs` is no finite [n, classes] that depends on them.
+void check_trainable(const TrainTask& task, const at::Tensor& inputs);
+
 // Trains by mini-batches that are shuffled by the seed, and leaves the parameters and
 // buffers of the epoch with the best score, epoch 0 among them, or of the last one without a score. Rows that
 // do not fill a batch are left out of an epoch. A resumed run ends as an unbroken one does, bit for bit.

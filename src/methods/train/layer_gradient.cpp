@@ -24,7 +24,7 @@ constexpr int64_t kParts = 8;
 // Into how many parts a batch is split, by the multiplications that its gradient takes, so that small layers
 // do not pay for it. The number of threads has no part in this.
 int64_t parts_of(const at::Tensor& gradient, const at::Tensor& weight) {
-  constexpr int64_t kWork = int64_t{1} << 25;  // of one part
+  constexpr int64_t kWork = int64_t{1} << 23;  // of one part
   const int64_t work = gradient.numel() * (weight.numel() / std::max<int64_t>(1, weight.size(0)));
   return std::clamp<int64_t>(work / kWork, 1, kParts);
 }

@@ -8,12 +8,15 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
 #include "mcompress/base/output.h"
+#include "mcompress/base/sha256.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/model/checkpoint.h"
 
 namespace mcompress {
 
 namespace {
+
+constexpr const char* kHash = "sha256";
 
 DType dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -23,6 +26,20 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
+// Of everything in a state but the hash itself, by name.
+std::string hash_of(const TrainState& state) {
+  std::string hashes;
+  for (const auto& [name, tensor] : state.tensors) {
+    const at::Tensor flat = tensor.detach().contiguous();
+    hashes += fmt::format("{} {}\n", name,
+                          sha256_of({static_cast<const std::byte*>(flat.const_data_ptr()), flat.nbytes()}));
+  }
+  for (const auto& [name, text] : state.texts) {
+    if (name != kHash) hashes += fmt::format("{} {}\n", name, text);
+  }
+  return sha256_of(std::as_bytes(std::span(hashes)));
+}
+
 }  // namespace
 
 void write_state(const TrainState& state, const std::string& path) {
@@ -30,7 +47,9 @@ void write_state(const TrainState& state, const std::string& path) {
   for (const auto& [name, tensor] : state.tensors) {
     entries.push_back({name, dtype_of(tensor), {tensor.numel()}});
   }
-  const SafetensorsWriter writer(std::move(entries), state.texts);
+  std::map<std::string, std::string> texts = state.texts;
+  texts[kHash] = hash_of(state);
+  const SafetensorsWriter writer(std::move(entries), std::move(texts));
   OutputFile file(path, true);
   writer.write_header(file);
   for (const auto& [name, tensor] : state.tensors) {
@@ -51,6 +70,14 @@ TrainState read_state(const std::string& path) {
     if (!known || array.shape.size() != 1)
       throw bad_data("'{}' is no training checkpoint: '{}' is no flat array of floats", path, array.name);
     state.tensors[array.name] = rows_of(array, 0, array.shape[0]).clone();
+  }
+  state.texts.erase("format");  // the writer's own
+  const auto hash = state.texts.find(kHash);
+  if (hash == state.texts.end() || hash->second != hash_of(state)) {
+    throw bad_data(
+        "checkpoint '{}' is damaged: its hash is not that of its content; start anew with --force and "
+        "without --resume",
+        path);
   }
   return state;
 }

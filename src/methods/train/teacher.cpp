@@ -31,12 +31,15 @@ std::string hash_of(const std::vector<Array>& arrays) {
 }
 
 // A teacher's output in the type of the file, checked.
-at::Tensor narrowed(const at::Tensor& scores, int64_t rows) {
+at::Tensor narrowed(const at::Tensor& scores, int64_t begin, int64_t rows) {
   if (scores.dim() != 2 || scores.size(0) != rows)
     throw bad_data("the teacher's output is not [batch, classes]");
   const at::Tensor half = scores.to(at::kHalf);
   if (!half.isfinite().all().item<bool>())
-    throw bad_data("the teacher's scores hold NaN, infinity or numbers beyond 65504");
+    throw bad_data(
+        "the teacher's scores of the rows from {} to {} of the data hold NaN, infinity or numbers beyond "
+        "65504; check those rows, then the teacher",
+        begin, begin + rows);
   return half;
 }
 
@@ -51,7 +54,7 @@ void write_teacher_scores(const std::string& path,
                           const std::function<at::Tensor(const at::Tensor&)>& teacher, const Dataset& data,
                           int64_t batch_size, int64_t top_k, const TeacherSource& source) {
   const Dataset all{data.inputs, {}, data.options};
-  const int64_t classes = narrowed(teacher(all.batch(0, 1)), 1).size(1);
+  const int64_t classes = narrowed(teacher(all.batch(0, 1)), 0, 1).size(1);
   const bool cut = top_k > 0 && top_k < classes;
   const int64_t columns = cut ? top_k : classes;
   std::vector<SafetensorsWriter::Entry> entries = {{"scores", DType::kF16, {all.size(), columns}},
@@ -64,7 +67,7 @@ void write_teacher_scores(const std::string& path,
   writer.write(file, "sha256", 0, std::as_bytes(std::span(no_hash)));
   Progress progress("run the teacher", all.size());
   all.for_batches(batch_size, [&](const at::Tensor& batch, int64_t begin, int64_t end) {
-    at::Tensor scores = narrowed(teacher(batch), end - begin);
+    at::Tensor scores = narrowed(teacher(batch), begin, end - begin);
     if (cut) {
       const auto [highest, indices] = scores.to(at::kFloat).topk(columns, 1);
       const at::Tensor places = indices.to(at::kInt);

@@ -34,6 +34,18 @@ uint64_t mix(uint64_t seed, uint64_t use, int64_t step) {
 }
 enum Use : uint64_t { kShuffle = 1, kAugment, kModel };
 
+void check_parameters(const TrainTask& task) {
+  if (task.parameters.empty())
+    throw bad_data("the model has no parameters that can be trained: float32 tensors that it computes with");
+}
+
+void check_scores(const at::Tensor& scores, int64_t rows) {
+  if (!scores.requires_grad())
+    throw bad_data("the model's output does not depend on parameters that can be trained");
+  if (scores.dim() != 2 || scores.size(0) != rows)
+    throw bad_data("the model's output is not [batch, classes], so it cannot be trained");
+}
+
 class Trainer {
  public:
   Trainer(TrainTask& task, const Dataset& data, const TrainOptions& options,
@@ -47,7 +59,7 @@ class Trainer {
         steps_(data.size() / batch_size_) {}
 
   TrainResult run() {
-    if (task_.parameters.empty()) throw bad_data("the model has no parameters that can be trained");
+    check_parameters(task_);
     if (data_.labels.defined() && data_.labels.min().item<int64_t>() < 0)
       throw bad_data("the training data has negative labels");
     if (checkpoint_.resume && std::filesystem::exists(checkpoint_.path)) restore();
@@ -111,10 +123,7 @@ class Trainer {
     at::manual_seed(mix(options_.seed, kModel, step));  // for dropout
     optimizer_.clear_gradients();
     const at::Tensor scores = task_.forward(batch.inputs);
-    if (!scores.requires_grad())
-      throw bad_data("the model's output does not depend on parameters that can be trained");
-    if (scores.dim() != 2 || scores.size(0) != samples.size(0))
-      throw bad_data("the model's output is not [batch, classes], so it cannot be trained");
+    check_scores(scores, samples.size(0));
     if (step == 0 && !task_.loss) check_labels(scores.size(1));  // of all rows, before the long work
     const at::Tensor loss = task_.loss ? task_.loss(scores, batch)
                                        : cross_entropy(scores, batch.labels, options_.label_smoothing);
@@ -156,10 +165,20 @@ class Trainer {
         options_.rate);
   }
 
+  // A score after training that cannot be taken, where one before it could, is a divergence.
+  double score_of_epoch() {
+    try {
+      return task_.score();
+    } catch (const Error& failure) {
+      throw bad_data("training diverged in epoch {}: {}; lower --lr, which is {:.3g}, or set --clip-norm",
+                     epoch_ + 1, failure.what(), options_.rate);
+    }
+  }
+
   void finish_epoch() {
     EpochRecord record{epoch_ + 1, loss_sum_ / static_cast<double>(steps_), rate_, {}, seconds_};
     if (task_.score) {
-      record.score = task_.score();
+      record.score = score_of_epoch();
       keep_if_better(record);
     } else {
       result_.best_epoch = record.epoch;
@@ -289,6 +308,17 @@ at::Tensor cross_entropy(const at::Tensor& scores, const at::Tensor& labels, dou
   if (labels.max().item<int64_t>() >= scores.size(1))
     throw bad_data("the training data has labels outside the model's {} classes", scores.size(1));
   return at::cross_entropy_loss(scores, labels, {}, at::Reduction::Mean, -100, label_smoothing);
+}
+
+void check_trainable(const TrainTask& task, const at::Tensor& inputs) {
+  check_parameters(task);
+  const at::Tensor scores = task.forward(inputs);
+  check_scores(scores, inputs.size(0));
+  if (scores.isfinite().all().item<bool>()) return;
+  const std::string layer = task.find_non_finite ? task.find_non_finite(inputs) : "";
+  throw bad_data(
+      "the model's outputs hold NaN or infinity{}; check the first rows of the data, and the model",
+      layer.empty() ? "" : fmt::format(", first in layer '{}'", layer));
 }
 
 TrainResult train(TrainTask& task, const Dataset& data, const TrainOptions& options,
