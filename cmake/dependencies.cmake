@@ -22,6 +22,11 @@ if(NOT ZSTD_LIBRARY)
   message(FATAL_ERROR "zstd was not found. On Debian: apt-get install libzstd-dev")
 endif()
 
+find_library(UTF8PROC_LIBRARY utf8proc)
+if(NOT UTF8PROC_LIBRARY)
+  message(FATAL_ERROR "utf8proc was not found. On Debian: apt-get install libutf8proc-dev")
+endif()
+
 if(MCOMPRESS_TORCH)
   # A wheel that this checkout installed into .venv is found without help.
   file(GLOB MCOMPRESS_WHEEL ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)

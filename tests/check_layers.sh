@@ -19,6 +19,7 @@ for i in "${!rooms[@]}"; do
 done
 forbid "methods and measure do not know each other" "mcompress/methods/" include/mcompress/measure src/measure
 forbid "base and formats know no LibTorch" "torch/|ATen/|c10/" include/mcompress/base src/base include/mcompress/formats src/formats
+forbid "tokenizers know no LibTorch" "torch/|ATen/|c10/" include/mcompress/data/tokenizer.h src/data/tokenizer
 forbid "CLI11 only in tools" "CLI/" include src
 forbid "public headers name json_fwd only" "nlohmann/json.hpp" include
 forbid "spdlog never in a header" "spdlog/" include

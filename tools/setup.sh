@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(ccache cmake dataset-fashion-mnist g++ libcli11-dev libfmt-dev libgtest-dev libpcre2-dev
-  libspdlog-dev libssl-dev libvalijson-dev libzstd-dev ninja-build nlohmann-json3-dev python3 python3-venv zlib1g-dev)
+  libspdlog-dev libssl-dev libutf8proc-dev libvalijson-dev libzstd-dev ninja-build nlohmann-json3-dev python3 python3-venv zlib1g-dev)
 missing=()
 for package in "${packages[@]}"; do
   case $package in

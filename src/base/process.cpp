@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <link.h>
+#include <malloc.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/mman.h>
@@ -98,6 +99,12 @@ void hold_standard_streams() {
 }
 
 void drop_startup_code() { ::dl_iterate_phdr(drop_code, nullptr); }
+
+void keep_freed_memory() {
+  constexpr int kLargest = 32 << 20, kKept = 256 << 20;
+  mallopt(M_MMAP_THRESHOLD, kLargest);
+  mallopt(M_TRIM_THRESHOLD, kKept);
+}
 
 uint64_t peak_rss_bytes() {
   struct rusage usage {};

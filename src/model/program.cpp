@@ -8,7 +8,6 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <caffe2/serialize/read_adapter_interface.h>
-#include <malloc.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 #include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
@@ -17,6 +16,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
+#include "mcompress/base/process.h"
 #include "mcompress/formats/torchscript.h"
 #include "mcompress/formats/zip.h"
 
@@ -71,14 +71,6 @@ std::string reason_of(const std::exception& failure) {
                       reason.find("can't allocate memory") != std::string::npos;
   if (memory) throw error(Exit::kOutOfMemory, "{}: out of memory", problem);
   throw bad_data("{}: {}", problem, reason);
-}
-
-// Activations of up to 32 MiB, the most that glibc allows, stay in the heap when they are freed: pages that
-// are given back and faulted in anew cost more than a convolution.
-void keep_freed_memory() {
-  constexpr int kLargest = 32 << 20, kKept = 256 << 20;
-  mallopt(M_MMAP_THRESHOLD, kLargest);
-  mallopt(M_TRIM_THRESHOLD, kKept);
 }
 
 // Hands the members of a serialized program to the writer.

@@ -8,6 +8,23 @@ namespace mcompress {
 
 namespace {
 
+std::string text_cells(const TextLoss& text) {
+  std::string cells = fmt::format("  perplexity {:.4f}", text.perplexity());
+  if (const auto error = text.perplexity_error()) cells += fmt::format(" +- {:.4f}", *error);
+  return cells + fmt::format("  {} tokens  {:.0f} tokens/s", text.tokens, text.tokens_per_second());
+}
+
+std::string reference_lines(const std::optional<Reference>& reference) {
+  if (!reference) return "";
+  const Divergence& kl = reference->divergence;
+  return fmt::format(
+      "reference {}{}\nKL divergence {:.5f}, 95 % below {:.5f}, 99 % below {:.5f}, largest {:.4f}; same "
+      "first "
+      "token for {:.2f} %; right token {:+.3f} points\n",
+      printable(reference->path), text_cells(reference->text), kl.mean, kl.p95, kl.p99, kl.largest,
+      100 * kl.same_top1.value(), 100 * kl.right_token_change);
+}
+
 std::string metrics_cells(const std::optional<Metrics>& metrics) {
   std::string cells;
   if (!metrics) return cells;
@@ -17,6 +34,7 @@ std::string metrics_cells(const std::optional<Metrics>& metrics) {
                          100 * metrics->accuracy->top1.value(), 100 * interval.low, 100 * interval.high,
                          100 * metrics->accuracy->top5.value(), metrics->accuracy->loss);
   }
+  if (metrics->text) cells += text_cells(*metrics->text);
   if (metrics->latency) {
     cells +=
         fmt::format("  {:.3f} ms a batch of {}", 1000 * metrics->latency->p50, metrics->latency->batch_size);
@@ -53,6 +71,7 @@ std::string to_table(const Report& report) {
   if (report.input)
     table += fmt::format("{:<7}{:>12} bytes{}\n", report.distillation ? "teacher" : "before",
                          report.input->bytes, metrics_cells(report.before));
+  table += reference_lines(report.reference);
   if (!report.output) return table;
   if (report.training && report.training->fake_quantized)
     table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));

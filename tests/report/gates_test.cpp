@@ -10,8 +10,8 @@ Report report_with(double before, double after, uint64_t bytes_before, uint64_t 
   Report report;
   report.input = Artifact{"a", "torchscript", "", bytes_before, 1, 1};
   report.output = Artifact{"b", "torchscript", "", bytes_after, 1, 1};
-  report.before = Metrics{{}, {}, {{"accuracy", before}}};
-  report.after = Metrics{{}, {}, {{"accuracy", after}}};
+  report.before = Metrics{{}, {}, {}, {{"accuracy", before}}};
+  report.after = Metrics{{}, {}, {}, {{"accuracy", after}}};
   return report;
 }
 

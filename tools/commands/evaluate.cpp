@@ -1,6 +1,7 @@
 #include <optional>
 
 #include "command.h"
+#include "evaluate_text.h"
 #include "mcompress/base/error.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/model/program.h"
@@ -13,6 +14,7 @@ namespace {
 struct Options {
   std::string model;
   EvalOptions eval;
+  TextCommand text;
 };
 
 void evaluate(const Options& options, const RunOptions& run, Report& report) {
@@ -23,7 +25,15 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
   const ModelFormat format = detect_model(options.model);
   Metrics metrics;
   std::optional<WeightCount> count;
-  if (!eval.data_path.empty()) {
+  if (const std::string given = given_text_option(options.text);
+      format != ModelFormat::kHuggingFace && !given.empty()) {
+    throw error(Exit::kUsage,
+                "{} is for language models, which are folders with a config.json, and '{}' is none", given,
+                options.model);
+  }
+  if (!eval.data_path.empty() && format == ModelFormat::kHuggingFace) {
+    metrics = evaluate_text(options.model, options.text, eval.data_path, run, report);
+  } else if (!eval.data_path.empty()) {
     if (format != ModelFormat::kTorchScript) {
       throw bad_data("'{}' holds weights without a program, so it cannot be run; pass TorchScript",
                      options.model);
@@ -50,6 +60,7 @@ Command evaluate_command() {
   const auto add_options = [options](CLI::App& app) {
     app.add_option("model,-m,--model", options->model, "Model to measure")->required();
     add_eval_options(app, options->eval);
+    add_text_options(app, options->text);
   };
   const auto run = [options](const RunOptions& r, Report& report) { evaluate(*options, r, report); };
   return {"evaluate", "Measure accuracy and speed of a model", add_options, run};

@@ -123,7 +123,7 @@ void sweep_program(const torch::jit::Module& program, const std::set<std::string
                    const RunOptions& run, Report& report) {
   Sweep sweep(program, layers, chosen, data, options, static_cast<uint64_t>(run.seed));
   timed(report, "sweep", [&] { run_sweep(sweep, chosen, options, report); });
-  if (sweep.reference()) report.before = Metrics{sweep.reference(), {}, {}};
+  if (sweep.reference()) report.before.emplace().accuracy = sweep.reference();
   write_page(options, run, report);
 }
 

@@ -12,6 +12,7 @@
 
 #include "mcompress/measure/accuracy.h"
 #include "mcompress/measure/latency.h"
+#include "mcompress/measure/perplexity.h"
 #include "mcompress/methods/trainer.h"
 #include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
@@ -42,9 +43,17 @@ struct Artifact {
 struct Metrics {
   std::optional<Accuracy> accuracy;
   std::optional<Latency> latency;
+  std::optional<TextLoss> text;          // of a language model
   std::map<std::string, double> custom;  // from --eval-command
 
   std::optional<double> quality() const;  // top-1, or "top1" or "accuracy" of --eval-command
+};
+
+// A model that a language model was compared with.
+struct Reference {
+  std::string path;
+  TextLoss text;
+  Divergence divergence;
 };
 
 // A layer alone on the input that it is given, median seconds.
@@ -162,6 +171,7 @@ struct Report {
   std::optional<Artifact> input, output;
   std::optional<uint64_t> predicted_bytes;
   std::optional<Metrics> before, after;
+  std::optional<Reference> reference;
   std::vector<LayerRecord> layers;
   std::optional<Quantization> quantization;
   std::optional<Training> training;

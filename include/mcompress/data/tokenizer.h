@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace mcompress {
+
+// Turns text into the token ids that a language model was trained on, to the id as the library does that made
+// the tokenizer; where a file asks for a step that is not known, it is refused, since text cut at other
+// places would only look right. Can be used by several threads at once.
+class Tokenizer {
+ public:
+  struct Parts;  // normalizer, pre-tokenizer, model, added tokens
+
+  explicit Tokenizer(std::unique_ptr<const Parts> parts);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+
+  // Special tokens that are spelt in the text are found; none are added. Throws Error(65) at the first
+  // invalid UTF-8.
+  std::vector<int32_t> encode(std::string_view text) const;
+
+  // The same with what the tokenizer puts around a single text, such as a BOS token.
+  std::vector<int32_t> encode_with_specials(std::string_view text) const;
+
+  // The bytes that the tokens stand for, special ones as they are spelt. Throws Error(65) for an unknown id.
+  std::string decode(const std::vector<int32_t>& ids) const;
+
+  int64_t size() const;      // one more than the largest id
+  std::string kind() const;  // "byte-level BPE"
+
+ private:
+  std::unique_ptr<const Parts> parts_;
+};
+
+// Reads a tokenizer.json of the tokenizers library. `name` is for messages. Throws Error(65) for a malformed
+// file and for steps that are not implemented, which it names.
+Tokenizer read_tokenizer_json(std::string_view json, const std::string& name);
+
+// Reads the tokenizer of a Hugging Face folder. Throws Error: 66 where there is none, 65.
+Tokenizer load_tokenizer(const std::string& folder);
+
+}  // namespace mcompress

@@ -1,0 +1,89 @@
+#include "mcompress/data/text.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/mapped_file.h"
+#include "mcompress/formats/gzip.h"
+#include "mcompress/formats/json.h"
+
+namespace mcompress {
+
+namespace {
+
+// Calls `use` with each line, without its end, and its number from 1; an empty last line is none.
+template <typename Use>
+void for_lines(const std::string& text, Use use) {
+  int64_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    use(text.substr(begin, end - begin), ++number);
+    begin = end + 1;
+  }
+}
+
+std::string texts_of(const std::string& lines, const std::string& path, const std::string& field) {
+  std::string all;
+  for_lines(lines, [&](const std::string& line, int64_t number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) return;
+    const nlohmann::json object = parse_json(line, fmt::format("line {} of '{}'", number, path));
+    if (!object.is_object() || !object.contains(field) || !object[field].is_string())
+      throw bad_data("line {} of '{}' has no text '{}'; name the field with --text-field", number, path,
+                     field);
+    if (!all.empty()) all += "\n\n";
+    all += object[field].get<std::string>();
+  });
+  return all;
+}
+
+std::string joined_rows(const std::string& text) {
+  std::string all;
+  for_lines(text, [&](const std::string& line, int64_t number) {
+    if (number > 1) all += "\n\n";
+    if (line.find_first_not_of(" \t\r\v\f") != std::string::npos) all += line + "\n";
+  });
+  return all;
+}
+
+}  // namespace
+
+std::string read_text(const std::string& path, const TextOptions& options) {
+  if (!std::filesystem::exists(path)) throw error(Exit::kNoInput, "text '{}' does not exist", path);
+  std::string text, name = path;
+  {
+    const MappedFile file(path);
+    const Bytes bytes = file.bytes();
+    if (looks_like_gzip(bytes)) {
+      text = gunzip(bytes, path);
+      if (name.ends_with(".gz")) name.resize(name.size() - 3);
+    } else {
+      text.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    }
+  }
+  if (name.ends_with(".jsonl")) text = texts_of(text, path, options.field);
+  if (options.layout == TextOptions::Layout::kRows) text = joined_rows(text);
+  if (text.empty()) throw bad_data("text '{}' is empty", path);
+  return text;
+}
+
+TokenWindows cut_windows(const std::vector<int32_t>& ids, int64_t length, int64_t stride, int64_t limit) {
+  if (stride == 0) stride = length;
+  if (stride > length)
+    throw error(Exit::kUsage, "--stride {} is beyond --seqlen {}, so that tokens would be left out", stride,
+                length);
+  const auto total = static_cast<int64_t>(ids.size());
+  if (total < length)
+    throw bad_data("the text has {} tokens, fewer than one window of --seqlen {}", total, length);
+  int64_t count = 1 + (total - length) / stride;
+  if (limit > 0) count = std::min(count, limit);
+  const at::Tensor all = at::empty({total}, at::kLong);
+  std::copy(ids.begin(), ids.end(), all.data_ptr<int64_t>());
+  return {all.unfold(0, length, stride).slice(0, 0, count).contiguous(), std::min(stride, length - 1),
+          length - 1};
+}
+
+}  // namespace mcompress

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace mcompress {
+
+// What the patterns of pre-tokenizers tell apart: \p{L}, \p{N}, \s and everything else.
+enum class CharClass : uint8_t { kLetter, kNumber, kSpace, kOther };
+
+struct Character {
+  int32_t code;
+  size_t bytes;  // of its UTF-8
+};
+
+// The character at `at`, inside a text that check_utf8 has passed.
+Character character_at(std::string_view text, size_t at);
+CharClass class_of(int32_t code);
+
+// Throws Error(65) naming the offset of the first byte that is no UTF-8.
+void check_utf8(std::string_view text);
+
+std::string utf8_of(int32_t code);
+
+// Unicode's normalization form C.
+std::string compose(std::string_view text);
+
+}  // namespace mcompress

@@ -1,0 +1,167 @@
+#include "mcompress/model/decoder.h"
+
+#include <cmath>
+#include <filesystem>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "mcompress/base/error.h"
+#include "mcompress/formats/safetensors.h"
+#include "mcompress/model/checkpoint.h"
+#include "test_files.h"
+
+namespace mcompress {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::read_file;
+using testing::TemporaryFolder;
+using testing::write_file;
+
+const std::string kFolder = MCOMPRESS_TESTS_DIR "/data/decoders/";
+
+// What transformers computed (tests/data/make_decoders.py): token ids, and the logits of the last of them.
+struct Expected {
+  at::Tensor ids, logits;
+};
+
+Expected expected_of(const std::string& name) {
+  const MappedFile file(kFolder + name + ".safetensors");
+  Expected expected;
+  for (const Array& array : read_safetensors(file.bytes(), name).arrays)
+    (array.name == "ids" ? expected.ids : expected.logits) = rows_of(array, 0, array.shape[0]).clone();
+  return expected;
+}
+
+at::Tensor logits_of(const Decoder& model, const Expected& expected) {
+  const at::Tensor hidden = model.embed(expected.ids);
+  for (int64_t block = 0; block < model.config().blocks; ++block) model.run_block(block, hidden);
+  const int64_t length = hidden.size(1), last = expected.logits.size(1);
+  return model.logits(hidden.slice(1, length - last, length).reshape({-1, hidden.size(2)}))
+      .view(expected.logits.sizes());
+}
+
+at::Tensor difference(const std::string& name, at::ScalarType compute) {
+  const Expected expected = expected_of(name);
+  return logits_of(Decoder(kFolder + name, compute), expected) - expected.logits;
+}
+
+double rms(const at::Tensor& x) { return std::sqrt(x.square().mean().item<double>()); }
+
+class EveryDecoder : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EveryDecoder, GivesTheLogitsOfTransformers) {
+  const double size = rms(expected_of(GetParam()).logits);
+  EXPECT_GT(size, 0.5);  // not all alike
+  EXPECT_LT(difference(GetParam(), at::kFloat).abs().max().item<double>(), 1e-4);
+  EXPECT_LT(rms(difference(GetParam(), at::kBFloat16)), 0.1 * size);
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, EveryDecoder,
+                         ::testing::Values("llama", "llama_biased", "llama_linear", "llama_llama3",
+                                           "llama_v4", "llama_yarn", "mistral", "qwen2", "qwen2_window",
+                                           "qwen3", "smollm3"),
+                         [](const auto& info) { return info.param; });
+
+// A copy of the llama fixture whose config.json is changed.
+class Copy {
+ public:
+  Copy() {
+    fs::copy(kFolder + "llama", folder_.path(),
+             fs::copy_options::recursive | fs::copy_options::overwrite_existing);
+    config = json::parse(read_file(folder_ / "config.json"));
+  }
+  std::string path() {
+    write_file(folder_ / "config.json", config.dump());
+    return folder_.path();
+  }
+  std::string operator/(const std::string& name) { return folder_ / name; }
+
+  json config;
+
+ private:
+  TemporaryFolder folder_;
+};
+
+std::string answer_to(const std::string& folder) {
+  try {
+    const Decoder model(folder, at::kFloat);
+    return "";
+  } catch (const Error& failure) {
+    EXPECT_EQ(failure.code(), Exit::kBadData) << failure.what();
+    return failure.what();
+  }
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
+  const auto with = [](const char* key, const json& value) {
+    Copy copy;
+    copy.config[key] = value;
+    return answer_to(copy.path());
+  };
+  EXPECT_EQ(with("use_cache", false), "");
+  EXPECT_TRUE(has(with("model_type", "gemma7"),
+                  "'gemma7' cannot be run; known are llama, mistral, qwen2, qwen3, smollm3"));
+  EXPECT_TRUE(has(with("num_hidden_layers", int64_t{1} << 31), "whole number from 1 to 10000"));
+  EXPECT_TRUE(has(with("num_hidden_layers", 3), "lacks tensor 'model.layers.2.input_layernorm.weight'"));
+  EXPECT_TRUE(has(with("num_hidden_layers", 1), "has a tensor 'model.layers.1."));
+  EXPECT_TRUE(has(with("hidden_size", 0), "'hidden_size' is 0"));
+  EXPECT_TRUE(has(with("hidden_size", "16"), "'hidden_size' is \"16\""));
+  EXPECT_TRUE(has(with("hidden_size", nullptr), "'hidden_size' is missing"));
+  EXPECT_TRUE(has(with("hidden_size", 18), "has shape"));
+  Copy copy;
+  copy.config.erase("head_dim");
+  copy.config["hidden_size"] = 18;
+  EXPECT_TRUE(has(answer_to(copy.path()), "hidden_size 18 is not a multiple of 4 attention heads"));
+  EXPECT_TRUE(has(with("num_key_value_heads", 3), "not a multiple of 3 key/value heads"));
+  EXPECT_TRUE(has(with("num_key_value_heads", 4), "has shape [8, 16], and config.json asks for [16, 16]"));
+  EXPECT_TRUE(has(with("head_dim", 3), "heads of width 3 cannot be rotated"));
+  EXPECT_TRUE(has(with("intermediate_size", 16'000'000), "has shape"));
+  EXPECT_TRUE(has(with("vocab_size", 449), "asks for [449, 16]"));
+  EXPECT_TRUE(has(with("tie_word_embeddings", false), "lacks tensor 'lm_head.weight'"));
+  EXPECT_TRUE(has(with("tie_word_embeddings", 1), "should be true or false"));
+  EXPECT_TRUE(has(with("rms_norm_eps", -1), "should be a number above 0"));
+  EXPECT_TRUE(has(with("hidden_act", "gelu"), "hidden_act 'gelu' is not known"));
+  EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "spiral"}}), "rope type 'spiral' is not known"));
+  EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}}), "has no factor"));
+  EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}, {"factor", 0}}), "'factor' is 0"));
+  EXPECT_TRUE(has(with("rope_parameters", json::array()), "is not an object"));
+  EXPECT_TRUE(has(with("quantization_config", json::object()), "quantized already"));
+}
+
+TEST(Decoder, RefusesFilesThatAreNotOfTheModel) {
+  Copy copy;
+  copy.path();
+  write_file(copy / "config.json", "[]");
+  EXPECT_TRUE(has(answer_to(copy / ""), "is not a JSON object"));
+  write_file(copy / "config.json", "{");
+  EXPECT_FALSE(answer_to(copy / "").empty());
+  copy.path();
+  const std::string whole = read_file(copy / "model.safetensors");
+  write_file(copy / "model.safetensors", whole.substr(0, whole.size() - 1));
+  EXPECT_FALSE(answer_to(copy / "").empty());
+  fs::remove(copy / "model.safetensors");
+  EXPECT_THROW(Decoder(copy.path(), at::kFloat), Error);
+}
+
+TEST(Decoder, NamesTheBlockAndTheWindowOfANaN) {
+  const Decoder model(kFolder + "llama", at::kFloat);
+  const at::Tensor hidden = model.embed(at::zeros({3, 5}, at::kLong));
+  hidden[1][2][0] = NAN;
+  try {
+    model.run_block(1, hidden);
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_TRUE(has(failure.what(), "block 1 gives NaN or infinity for window 2")) << failure.what();
+  }
+  EXPECT_THROW(model.embed(at::full({1, 2}, 448, at::kLong)), Error);
+  EXPECT_THROW(model.embed(at::full({1, 2}, -1, at::kLong)), Error);
+}
+
+}  // namespace
+}  // namespace mcompress

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "command.h"
+
+namespace mcompress::cli {
+
+// How a language model is measured on text.
+struct TextCommand {
+  std::string reference, compute = "fp32", layout = "file", field;
+  std::optional<int64_t> seqlen;
+  int64_t windows = 0, stride = 0;
+};
+void add_text_options(CLI::App& app, TextCommand& command);
+
+// The first of these options that was given though the model is none of text; empty where none was.
+std::string given_text_option(const TextCommand& command);
+
+// Measures the model of a Hugging Face folder on a text, beside its reference where there is one.
+Metrics evaluate_text(const std::string& model, const TextCommand& command, const std::string& text,
+                      const RunOptions& run, Report& report);
+
+}  // namespace mcompress::cli
