@@ -1,11 +1,13 @@
 #include "models.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <set>
 
 #include <ATen/ATen.h>
 
 #include "mcompress/base/sha256.h"
+#include "mcompress/formats/gguf.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/program.h"
 
@@ -53,8 +55,27 @@ WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
   return count;
 }
 
+WeightCount count_gguf(const std::string& path) {
+  const MappedFile file(path);
+  WeightCount count;
+  for (const GgufTensor& tensor : read_gguf(file.bytes(), path).tensors) {
+    const GgufBlock block = block_of(tensor.type);
+    const uint64_t piece = 4096 * block.bytes;
+    std::vector<float> values(static_cast<size_t>(4096 * block.values));
+    for (uint64_t at = 0; at < tensor.bytes.size(); at += piece) {
+      const Bytes part = tensor.bytes.subspan(at, std::min<uint64_t>(piece, tensor.bytes.size() - at));
+      dequantize_gguf(tensor.type, part, values.data());
+      const auto size = static_cast<int64_t>(part.size() / block.bytes) * block.values;
+      count.parameters += size;
+      count.nonzeros += size - std::count(values.begin(), values.begin() + size, 0.0F);
+    }
+  }
+  return count;
+}
+
 WeightCount count_model(const std::string& path, ModelFormat format, bool trust_code) {
   if (format == ModelFormat::kTorchScript) return count_program(load_program(path, trust_code));
+  if (format == ModelFormat::kGguf) return count_gguf(path);
   return count_checkpoint(read_checkpoint(path, format));
 }
 

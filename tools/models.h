@@ -22,6 +22,7 @@ struct WeightCount {
 };
 WeightCount count_program(const torch::jit::Module& program);
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint);
+WeightCount count_gguf(const std::string& path);
 WeightCount count_model(const std::string& path, ModelFormat format, bool trust_code);
 
 // Bytes of a file, or of all files of a folder.

@@ -85,7 +85,9 @@ void add_run_options(CLI::App& app, RunOptions& options) {
 void add_eval_options(CLI::App& app, EvalOptions& options) {
   app.add_option("--eval-data,--data", options.data_path,
                  "Labelled data: folder or file of an IDX pair, CIFAR-10 binary, .npz, safetensors, or "
-                 "inputs.npy,labels.npy");
+                 "inputs.npy,labels.npy; of a language model a text, .gz or .jsonl too, to which no special "
+                 "tokens are added, or "
+                 "random-tokens");
   app.add_option("--data-config", options.data_config,
                  "TOML file with scale, mean, std, layout, split or limit for the data")
       ->check(not_empty());

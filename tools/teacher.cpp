@@ -57,18 +57,19 @@ auto in_teacher(Use use) {
   }
 }
 
-// Refuses a folder for scores that has the name of a file of the run.
+// Refuses a folder for scores that has the name of a file of the run, such as OUT.seed3.checkpoint.
 void check_cache(const std::string& cache, const std::string& output, const std::string& html,
                  const RunOptions& run) {
   std::vector<std::string> files = run.inputs;
-  files.insert(files.end(), {output, run.report, html});
-  for (const std::string& file : files) {
-    const bool same = !file.empty() && is_inside(file, cache) && is_inside(cache, file);
-    if (same || (file == output && fs::path(cache).lexically_normal().string().starts_with(
-                                       fs::path(output).lexically_normal().string() + ".")))
-      throw error(Exit::kCannotCreate, "--cache '{}' has the name of a file of this run; choose another",
-                  cache);
-  }
+  files.insert(files.end(), {output, output + ".teacher", run.report, html});
+  const std::string name = fs::path(cache).lexically_normal().string();
+  bool taken =
+      name.starts_with(fs::path(output).lexically_normal().string() + ".") && name.ends_with(".checkpoint");
+  for (const std::string& file : files)
+    taken = taken || (!file.empty() && is_inside(file, cache) && is_inside(cache, file));
+  if (taken)
+    throw error(Exit::kCannotCreate, "--cache '{}' has the name of a file of this run; choose another",
+                cache);
 }
 
 }  // namespace
@@ -183,8 +184,8 @@ Teacher::Teacher(const TeacherCommand& command, const BackgroundHash& hash, cons
 }
 
 Teacher::~Teacher() {
-  if (impl_->temporary.empty() || fs::exists(impl_->checkpoint)) return;
   std::error_code nobody_to_tell;
+  if (impl_->temporary.empty() || fs::exists(impl_->checkpoint, nobody_to_tell)) return;
   fs::remove(impl_->temporary, nobody_to_tell);
 }
 

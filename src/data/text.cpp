@@ -28,13 +28,15 @@ void for_lines(const std::string& text, Use use) {
 
 std::string texts_of(const std::string& lines, const std::string& path, const std::string& field) {
   std::string all;
+  bool first = true;
   for_lines(lines, [&](const std::string& line, int64_t number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) return;
     const nlohmann::json object = parse_json(line, fmt::format("line {} of '{}'", number, path));
     if (!object.is_object() || !object.contains(field) || !object[field].is_string())
       throw bad_data("line {} of '{}' has no text '{}'; name the field with --text-field", number, path,
                      field);
-    if (!all.empty()) all += "\n\n";
+    if (!first) all += "\n\n";
+    first = false;
     all += object[field].get<std::string>();
   });
   return all;
@@ -64,13 +66,18 @@ std::string read_text(const std::string& path, const TextOptions& options) {
       text.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     }
   }
-  if (name.ends_with(".jsonl")) text = texts_of(text, path, options.field);
+  const bool lines = name.ends_with(".jsonl");
+  if (lines && options.layout == TextOptions::Layout::kRows)
+    throw error(Exit::kUsage, "--text-layout rows is for plain text, and '{}' holds texts apart", path);
+  if (lines) text = texts_of(text, path, options.field);
   if (options.layout == TextOptions::Layout::kRows) text = joined_rows(text);
   if (text.empty()) throw bad_data("text '{}' is empty", path);
   return text;
 }
 
 TokenWindows cut_windows(const std::vector<int32_t>& ids, int64_t length, int64_t stride, int64_t limit) {
+  if (length < 2)
+    throw error(Exit::kUsage, "a window of {} tokens predicts nothing; --seqlen is 2 at least", length);
   if (stride == 0) stride = length;
   if (stride > length)
     throw error(Exit::kUsage, "--stride {} is beyond --seqlen {}, so that tokens would be left out", stride,
@@ -82,8 +89,7 @@ TokenWindows cut_windows(const std::vector<int32_t>& ids, int64_t length, int64_
   if (limit > 0) count = std::min(count, limit);
   const at::Tensor all = at::empty({total}, at::kLong);
   std::copy(ids.begin(), ids.end(), all.data_ptr<int64_t>());
-  return {all.unfold(0, length, stride).slice(0, 0, count).contiguous(), std::min(stride, length - 1),
-          length - 1};
+  return {all.unfold(0, length, stride).slice(0, 0, count), std::min(stride, length - 1), length - 1};
 }
 
 }  // namespace mcompress

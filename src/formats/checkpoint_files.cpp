@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
+#include "mcompress/formats/gguf.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/formats/state_dict.h"
@@ -28,7 +29,6 @@ struct Stranger {
 // Files that people pass by mistake, and what to do instead.
 constexpr std::array kStrangers = {
     Stranger{"version https://git-lfs", "a Git LFS pointer, not the model; run 'git lfs pull'"},
-    Stranger{"GGUF", "a GGUF file, which is not read yet; convert it to safetensors"},
     Stranger{"\x89HDF\r\n", "an HDF5 file (Keras); export TorchScript or safetensors"},
     Stranger{"7z\xbc\xaf", "a 7z archive; unpack it first"},
     Stranger{"\x28\xb5\x2f\xfd", "a zstd file; unpack it with 'mcompress expand' or 'zstd -d'"},
@@ -62,8 +62,21 @@ ModelFormat detect_zip(Bytes bytes, const std::string& path) {
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
+// A link to itself counts as there, so that opening it tells what is wrong.
+bool exists(const std::string& path) {
+  std::error_code failure;
+  return fs::exists(path, failure) || failure;
+}
+
+void refuse_strangers(Bytes bytes, const std::string& path) {
+  for (const Stranger& stranger : kStrangers) {
+    if (text_of(bytes).starts_with(stranger.magic)) throw bad_data("'{}' is {}", path, stranger.what);
+  }
+}
+
 void add_safetensors(CheckpointFiles& checkpoint, const std::string& path) {
   auto file = std::make_shared<const MappedFile>(path);
+  refuse_strangers(file->bytes(), path);
   SafetensorsFile content = read_safetensors(file->bytes(), path);
   checkpoint.files.push_back(std::move(file));
   for (Array& array : content.arrays) {
@@ -100,7 +113,7 @@ void read_shards(CheckpointFiles& checkpoint, const std::string& folder) {
   for (const auto& [tensor, shard] : shards) names.insert(shard);
   for (const std::string& name : names) {
     const std::string path = (fs::path(folder) / name).string();
-    if (!fs::exists(path)) throw bad_data("shard '{}' of '{}' is missing", name, index_path);
+    if (!exists(path)) throw bad_data("shard '{}' of '{}' is missing", name, index_path);
     const size_t before = checkpoint.arrays.size();
     add_safetensors(checkpoint, path);
     for (size_t i = before; i < checkpoint.arrays.size(); ++i) {
@@ -128,10 +141,10 @@ CheckpointFiles read_folder(const std::string& folder) {
   if (!parse_json(text_of(file.bytes()), fmt::format("'{}'", config)).is_object()) {
     throw bad_data("'{}' is not a JSON object", config);
   }
-  if (fs::exists(folder + "/" + kIndex)) {
-    read_shards(checkpoint, folder);
-  } else {
+  if (exists(folder + "/" + kSingle)) {  // before an index, as transformers reads it
     add_safetensors(checkpoint, folder + "/" + kSingle);
+  } else {
+    read_shards(checkpoint, folder);
   }
   return checkpoint;
 }
@@ -145,15 +158,16 @@ const char* name_of(ModelFormat format) {
     case ModelFormat::kLegacyStateDict: return "legacy_state_dict";
     case ModelFormat::kSafetensors: return "safetensors";
     case ModelFormat::kHuggingFace: return "huggingface";
+    case ModelFormat::kGguf: return "gguf";
   }
   return "?";
 }
 
 ModelFormat detect_model(const std::string& path) {
   if (fs::is_directory(path)) {
-    if (!fs::exists(path + "/config.json"))
+    if (!exists(path + "/config.json"))
       throw bad_data("folder '{}' has no config.json, so it is no Hugging Face model", path);
-    if (!fs::exists(path + "/" + kSingle) && !fs::exists(path + "/" + kIndex)) {
+    if (!exists(path + "/" + kSingle) && !exists(path + "/" + kIndex)) {
       throw bad_data("folder '{}' has no {} and no {}; save the model with safetensors", path, kSingle,
                      kIndex);
     }
@@ -164,9 +178,8 @@ ModelFormat detect_model(const std::string& path) {
   if (bytes.empty()) throw bad_data("'{}' is empty", path);
   if (looks_like_zip(bytes)) return detect_zip(bytes, path);
   if (looks_like_legacy_torch_save(bytes)) return ModelFormat::kLegacyStateDict;
-  for (const Stranger& stranger : kStrangers) {
-    if (text_of(bytes).starts_with(stranger.magic)) throw bad_data("'{}' is {}", path, stranger.what);
-  }
+  if (looks_like_gguf(bytes)) return ModelFormat::kGguf;
+  refuse_strangers(bytes, path);
   if (looks_like_tar(bytes))
     throw bad_data("'{}' is a tar archive, as PyTorch wrote before 0.2; save it again with a newer PyTorch",
                    path);
@@ -178,13 +191,16 @@ ModelFormat detect_model(const std::string& path) {
   }
   if (looks_like_safetensors(bytes) || path.ends_with(".safetensors")) return ModelFormat::kSafetensors;
   throw bad_data(
-      "'{}' is no model that is known: TorchScript, torch.save state dict, safetensors, or a Hugging Face "
-      "folder",
+      "'{}' is no model that is known: TorchScript, torch.save state dict, safetensors, GGUF, or a Hugging "
+      "Face folder",
       path);
 }
 
 CheckpointFiles read_checkpoint(const std::string& path, ModelFormat format) {
   if (format == ModelFormat::kHuggingFace) return read_folder(path);
+  if (format == ModelFormat::kGguf)
+    throw bad_data("'{}' is a GGUF file, which is only evaluated yet; convert it to a Hugging Face folder",
+                   path);
   CheckpointFiles checkpoint;
   checkpoint.format = format;
   if (format == ModelFormat::kSafetensors) {

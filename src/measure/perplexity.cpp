@@ -10,6 +10,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 
 namespace mcompress {
@@ -22,7 +23,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Windows whose hidden states are held at once.
+// Windows whose hidden states are held at once; each block is read once for all of them.
 int64_t windows_together(const Decoder& model, const TokenWindows& windows) {
   constexpr int64_t kBytes = int64_t{64} << 20, kFloat = 4;
   return std::max<int64_t>(1, kBytes / (windows.ids.size(1) * model.config().width * kFloat));
@@ -41,19 +42,20 @@ struct Runner {
     seconds += seconds_since(start);
     return result;
   }
-  void run(const at::Tensor& ids, Progress& progress) {
+  void run(const at::Tensor& ids, int64_t first_window, Progress& progress) {
     const auto start = Clock::now();
     hidden = model.embed(ids);
     for (int64_t block = 0; block < model.config().blocks; ++block) {
-      model.run_block(block, hidden);
+      model.run_block(block, hidden, first_window);
       progress.step(ids.size(0));
     }
     seconds += seconds_since(start);
   }
 };
 
-// Runs all models over all windows and calls `use` for some of the predicted tokens of a window at a time:
-// for tokens (begin, end] of `ids`, with which window of `runners` they are; `end_window` behind each window.
+// Runs all models over all windows, a group of windows at a time. `use` is called for some of the predicted
+// tokens of a window: the runners give scores(window, begin, end), of which `targets` are the tokens that
+// come next.
 void for_tokens(
     std::vector<Runner>& runners, const TokenWindows& windows,
     const std::function<void(int64_t window, int64_t begin, int64_t end, const at::Tensor& targets)>& use,
@@ -68,11 +70,12 @@ void for_tokens(
   Progress progress("evaluate", count * blocks);
   for (int64_t first = 0; first < count; first += together) {
     const at::Tensor ids = windows.ids.slice(0, first, std::min(first + together, count));
-    for (Runner& runner : runners) runner.run(ids, progress);
+    for (Runner& runner : runners) runner.run(ids, first, progress);
     for (int64_t i = 0; i < ids.size(0); ++i) {
       const int64_t predicted = windows.count(first + i);
       constexpr int64_t kTokens = 128;  // whose logits are held at once
       for (int64_t begin = last - predicted; begin < last; begin += kTokens) {
+        check_interrupt();
         const int64_t end = std::min(begin + kTokens, last);
         use(i, begin, end, ids[i].slice(0, begin + 1, end + 1));
       }
@@ -86,6 +89,9 @@ class LossSum {
  public:
   void add(const at::Tensor& log_probabilities, const at::Tensor& targets) {
     sum_ -= log_probabilities.gather(1, targets.unsqueeze(1)).to(at::kDouble).sum().item<double>();
+    if (!std::isfinite(sum_))
+      throw bad_data("the model's logits for window {} are not finite; check its final norm and head",
+                     means_.size() + 1);
   }
   void end_window(int64_t count) {
     total_ += sum_;
@@ -100,6 +106,8 @@ class LossSum {
                   total_ / static_cast<double>(tokens_),
                   {},
                   seconds};
+    if (!std::isfinite(loss.perplexity()))
+      throw bad_data("the model's loss is {:.4g} nats a token, beyond any perplexity", loss.nats);
     const auto count = static_cast<double>(means_.size());
     if (means_.size() < 2) return loss;
     double mean = 0, squares = 0;
@@ -158,6 +166,7 @@ TextComparison compare_text(const Decoder& model, const Decoder& reference, cons
         reference_sum.add(p, targets);
         // Rounding can take a divergence of equal distributions below 0.
         const at::Tensor kl = (p.exp() * (p - q)).sum(1).clamp_min(0).to(at::kDouble);
+        if (!kl.isfinite().all().item<bool>()) throw bad_data("the models' logits have no finite divergence");
         divergences.insert(divergences.end(), kl.const_data_ptr<double>(),
                            kl.const_data_ptr<double>() + kl.numel());
         result.same_top1.count += (p.argmax(1) == q.argmax(1)).sum().item<int64_t>();

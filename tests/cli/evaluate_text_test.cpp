@@ -61,6 +61,15 @@ TEST_F(LanguageModel, IsComparedWithAReference) {
   EXPECT_TRUE(contains(table.out, "same first token for 100.00 %")) << table.out;
 }
 
+TEST_F(LanguageModel, IsMeasuredFromAGgufFile) {
+  const json report = report_of("evaluate " + shipped("gguf/llama.gguf") + " --eval-data " +
+                                (folder_ / "text.txt") + " --seqlen 32 --reference " + (folder_ / "model"));
+  EXPECT_EQ(report["input"]["format"], "gguf");
+  EXPECT_EQ(report["input"]["parameters"], 11088);
+  EXPECT_LT(report["comparison"]["reference"]["kl_divergence"]["mean"].get<double>(), 1e-3);
+  expect_all({{"inspect " + shipped("gguf/llama.gguf"), 65, "is a GGUF file, which is only evaluated yet"}});
+}
+
 TEST_F(LanguageModel, RunsWithoutTextOnRandomTokens) {
   const std::string run =
       "evaluate " + shipped("decoders/qwen3") + " --eval-data random-tokens --seqlen 16 --windows 3";
@@ -83,6 +92,9 @@ TEST_F(LanguageModel, IsRefusedWithWhatIsWrong) {
       {evaluate("--reference " + shipped("decoders/qwen3")), 65, "448 tokens and the reference's 96"},
       {"evaluate " + shipped("decoders/llama") + " --eval-data " + (folder_ / "text.txt"), 66,
        "has no tokenizer"},
+      {evaluate("--mean 0.5"), 2, "--mean is for images and tables"},
+      {"evaluate " + shipped("decoders/llama") + " --eval-data random-tokens --windows 1000000000", 2,
+       "pass at most"},
       {"evaluate " + shipped("fashion_mlp.pt") + " --eval-data x --windows 3", 2,
        "--windows is for language models"},
   });

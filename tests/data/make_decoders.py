@@ -40,6 +40,9 @@ MODELS = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, dict(tie_word_embeddings=True)),
     "qwen2_window": (Qwen2Config, Qwen2ForCausalLM, dict(use_sliding_window=True, sliding_window=70, max_window_layers=1)),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8)),
+    # Without layer_types, as transformers 4 wrote them.
+    "qwen3_window": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8, use_sliding_window=True, sliding_window=20, max_window_layers=1)),
+    "smollm3_window": (SmolLM3Config, SmolLM3ForCausalLM, dict(use_sliding_window=True, sliding_window=70, no_rope_layers=[0, 1])),
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, dict(num_hidden_layers=4, tie_word_embeddings=True)),
 }
 
@@ -64,6 +67,10 @@ def main():
             config["rope_theta"] = scaling.pop("rope_theta")
             config["rope_scaling"] = scaling
             config["torch_dtype"] = config.pop("dtype")
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if name in ("qwen3_window", "smollm3_window"):
+            config = json.loads((folder / "config.json").read_text())
+            config.pop("layer_types")
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         ids = torch.randint(0, model.config.vocab_size, (2, LENGTH if "window" in name or name in ("mistral", "llama_yarn") else 40))
         with torch.no_grad():

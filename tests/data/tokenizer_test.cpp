@@ -84,6 +84,20 @@ TEST(Tokenizer, GivesTheIdsOfGpt2OnItsOwnVocabulary) {
   EXPECT_EQ(tokenizer.decode(ids), text);
 }
 
+TEST(Tokenizer, IsTheSameFromAGgufFile) {
+  const Tokenizer ours = read("gpt2"), packed = load_tokenizer(MCOMPRESS_TESTS_DIR "/data/gguf/llama.gguf");
+  EXPECT_EQ(packed.kind(), ours.kind());
+  const json all = json::parse(read_file(kFolder + "cases.json"));
+  for (const json& one : all["gpt2"])
+    EXPECT_EQ(json(packed.encode(one[0].get<std::string>())), one[1]) << one[0];
+  try {
+    load_tokenizer(MCOMPRESS_TESTS_DIR "/data/gguf/blocks.gguf");
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_TRUE(has(failure.what(), "no tokenizer.ggml.model")) << failure.what();
+  }
+}
+
 TEST(Tokenizer, DecodesToTheTextForAnyBytesOfUtf8) {
   const json all = json::parse(read_file(kFolder + "cases.json"));
   for (const char* name : {"gpt2", "llama3", "smol"}) {  // the others change texts before they cut them

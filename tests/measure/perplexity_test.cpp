@@ -1,6 +1,9 @@
 #include "mcompress/measure/perplexity.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -62,6 +65,8 @@ TEST(ReadText, JoinsRowsAndTextsOfJsonLines) {
   options = {.field = "body"};
   write_file(folder / "a.jsonl", "{\"body\": \"x\\ny\"}\n\n{\"body\": \"z\", \"text\": \"no\"}");
   EXPECT_EQ(read_text(folder / "a.jsonl", options), "x\ny\n\nz");
+  write_file(folder / "d.jsonl", "{\"body\": \"\"}\n{\"body\": \"z\"}\n");
+  EXPECT_EQ(read_text(folder / "d.jsonl", options), "\n\nz");
   const auto answer = [&](const std::string& name) {
     try {
       read_text(folder / name, options);
@@ -91,6 +96,43 @@ TEST(MeasureText, IsTheLossOfEachWindowByItself) {
     EXPECT_GT(*loss.perplexity_error(), 0);
   }
   EXPECT_FALSE(measure_text(model, cut_windows(some_ids(64, 96), 64, 0, 0)).nats_error);
+  // More tokens than are run together, and windows longer than the logits that are held at once.
+  const TokenWindows many = cut_windows(some_ids(2700, 96), 300, 0, 0);
+  EXPECT_NEAR(measure_text(model, many).nats, loss_by_hand(model, many), 1e-5);
+}
+
+TEST(MeasureText, TakesItsErrorFromTheMeansOfTheWindows) {
+  const Decoder model(kFolder + "qwen3", at::kFloat);
+  const TokenWindows windows = cut_windows(some_ids(120, 96), 40, 0, 0);
+  double sum = 0, squares = 0;
+  for (int64_t i = 0; i < 3; ++i) {
+    const double loss = loss_by_hand(model, {windows.ids.slice(0, i, i + 1), 39, 39});
+    sum += loss;
+    squares += loss * loss;
+  }
+  const double variance = (squares - sum * sum / 3) / 2;
+  EXPECT_NEAR(*measure_text(model, windows).nats_error, std::sqrt(variance / 3), 1e-5);
+}
+
+TEST(MeasureText, RefusesLogitsThatAreNotFinite) {
+  const TemporaryFolder folder;
+  std::filesystem::copy(kFolder + "qwen3", folder / "m");
+  std::string content = testing::read_file(folder / "m/model.safetensors");
+  const std::string name = "\"model.norm.weight\"";
+  const size_t at = content.find("data_offsets\":[", content.find(name)) + 15;
+  uint64_t header = 0;
+  std::memcpy(&header, content.data(), sizeof(header));
+  const float infinity = INFINITY;
+  std::memcpy(content.data() + 8 + header + std::stoull(content.substr(at)), &infinity, sizeof(infinity));
+  write_file(folder / "m/model.safetensors", content);
+  try {
+    measure_text(Decoder(folder / "m", at::kFloat), cut_windows(some_ids(64, 96), 32, 0, 0));
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_EQ(failure.code(), Exit::kBadData);
+    EXPECT_NE(std::string(failure.what()).find("logits for window 1 are not finite"), std::string::npos)
+        << failure.what();
+  }
 }
 
 TEST(CompareText, FindsNoDistanceToItselfAndTheOneByHandToAnother) {
@@ -103,8 +145,10 @@ TEST(CompareText, FindsNoDistanceToItselfAndTheOneByHandToAnother) {
   const TextComparison apart = compare_text(model, other, windows);
   EXPECT_NEAR(apart.model.nats, measure_text(model, windows).nats, 1e-9);
   EXPECT_NEAR(apart.reference.nats, measure_text(other, windows).nats, 1e-9);
-  // KL(reference || model), in double.
-  double sum = 0;
+  // All of it again, a window at a time in double.
+  std::vector<double> divergences;
+  double change = 0;
+  int64_t same_top1 = 0;
   for (int64_t i = 0; i < windows.ids.size(0); ++i) {
     const auto probabilities = [&](const Decoder& which) {
       const at::Tensor hidden = which.embed(windows.ids.slice(0, i, i + 1));
@@ -112,11 +156,22 @@ TEST(CompareText, FindsNoDistanceToItselfAndTheOneByHandToAnother) {
       return which.logits(hidden[0].slice(0, 0, 39)).to(at::kDouble).softmax(1);
     };
     const at::Tensor p = probabilities(other), q = probabilities(model);
-    sum += (p * (p.log() - q.log())).sum().item<double>();
+    const at::Tensor right = windows.ids[i].slice(0, 1, 40).unsqueeze(1);
+    change += (q.gather(1, right) - p.gather(1, right)).sum().item<double>();
+    same_top1 += (p.argmax(1) == q.argmax(1)).sum().item<int64_t>();
+    const at::Tensor kl = (p * (p.log() - q.log())).sum(1);
+    divergences.insert(divergences.end(), kl.data_ptr<double>(), kl.data_ptr<double>() + kl.numel());
   }
-  EXPECT_NEAR(apart.divergence.mean, sum / (39 * 5), 1e-4 * apart.divergence.mean);
-  EXPECT_LE(apart.divergence.p95, apart.divergence.p99);
-  EXPECT_LE(apart.divergence.p99, apart.divergence.largest);
+  std::sort(divergences.begin(), divergences.end());
+  ASSERT_EQ(divergences.size(), 195U);
+  double mean = 0;
+  for (const double value : divergences) mean += value / 195;
+  EXPECT_NEAR(apart.divergence.mean, mean, 1e-4 * mean);
+  EXPECT_NEAR(apart.divergence.p95, divergences[185], 1e-3 * divergences[185]);  // 95 % of 195 is 185.25
+  EXPECT_NEAR(apart.divergence.p99, divergences[193], 1e-3 * divergences[193]);
+  EXPECT_NEAR(apart.divergence.largest, divergences[194], 1e-3 * divergences[194]);
+  EXPECT_EQ(apart.divergence.same_top1.count, same_top1);
+  EXPECT_NEAR(apart.divergence.right_token_change, change / 195, 1e-5);
   EXPECT_THROW(compare_text(model, Decoder(kFolder + "llama", at::kFloat), windows), Error);
 }
 

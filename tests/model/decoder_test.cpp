@@ -63,8 +63,23 @@ TEST_P(EveryDecoder, GivesTheLogitsOfTransformers) {
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryDecoder,
                          ::testing::Values("llama", "llama_biased", "llama_linear", "llama_llama3",
                                            "llama_v4", "llama_yarn", "mistral", "qwen2", "qwen2_window",
-                                           "qwen3", "smollm3"),
+                                           "qwen3", "qwen3_window", "smollm3", "smollm3_window"),
                          [](const auto& info) { return info.param; });
+
+// The same model as a GGUF file (tests/data/make_gguf.py), its matrices rounded to F16.
+TEST(Decoder, ReadsAGgufFileAsTheFolder) {
+  const Expected expected = expected_of("llama");
+  const Decoder model(MCOMPRESS_TESTS_DIR "/data/gguf/llama.gguf", at::kFloat);
+  EXPECT_EQ(model.config().vocabulary, 448);
+  EXPECT_TRUE(model.config().tied_head);
+  EXPECT_LT(rms(logits_of(model, expected) - expected.logits), 2e-3 * rms(expected.logits));
+  try {
+    const Decoder blocks(MCOMPRESS_TESTS_DIR "/data/gguf/blocks.gguf", at::kFloat);
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_NE(std::string(failure.what()).find("architecture 'none' cannot be run"), std::string::npos);
+  }
+}
 
 // A copy of the llama fixture whose config.json is changed.
 class Copy {
@@ -119,7 +134,8 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
   copy.config["hidden_size"] = 18;
   EXPECT_TRUE(has(answer_to(copy.path()), "hidden_size 18 is not a multiple of 4 attention heads"));
   EXPECT_TRUE(has(with("num_key_value_heads", 3), "not a multiple of 3 key/value heads"));
-  EXPECT_TRUE(has(with("num_key_value_heads", 4), "has shape [8, 16], and config.json asks for [16, 16]"));
+  EXPECT_TRUE(
+      has(with("num_key_value_heads", 4), "has shape [8, 16], and the configuration asks for [16, 16]"));
   EXPECT_TRUE(has(with("head_dim", 3), "heads of width 3 cannot be rotated"));
   EXPECT_TRUE(has(with("intermediate_size", 16'000'000), "has shape"));
   EXPECT_TRUE(has(with("vocab_size", 449), "asks for [449, 16]"));
@@ -131,6 +147,19 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
   EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}}), "has no factor"));
   EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}, {"factor", 0}}), "'factor' is 0"));
   EXPECT_TRUE(has(with("rope_parameters", json::array()), "is not an object"));
+  const auto scaled = [&](const char* type, json more) {
+    more.update({{"rope_type", type}, {"factor", 2.0}});
+    return with("rope_parameters", more);
+  };
+  EXPECT_TRUE(has(scaled("llama3", json::object()), "needs low_freq_factor and high_freq_factor"));
+  EXPECT_TRUE(has(scaled("llama3", {{"low_freq_factor", 4}, {"high_freq_factor", 4}}),
+                  "4 is not below high_freq_factor 4"));
+  EXPECT_TRUE(has(scaled("yarn", {{"rope_theta", 1}}), "rope_theta above 1"));
+  EXPECT_TRUE(
+      has(with("rope_parameters", json{{"rope_type", "linear"}, {"factor", 1e300}}), "is that of no model"));
+  EXPECT_TRUE(has(scaled("linear", {{"partial_rotary_factor", 0.5}}),
+                  "'partial_rotary_factor' of 'rope_parameters' is not known"));
+  EXPECT_TRUE(has(with("rope_scaling", json{{"rope_type", "linear"}, {"factor", 2}}), "leave one"));
   EXPECT_TRUE(has(with("quantization_config", json::object()), "quantized already"));
 }
 
@@ -147,6 +176,54 @@ TEST(Decoder, RefusesFilesThatAreNotOfTheModel) {
   EXPECT_FALSE(answer_to(copy / "").empty());
   fs::remove(copy / "model.safetensors");
   EXPECT_THROW(Decoder(copy.path(), at::kFloat), Error);
+}
+
+TEST(Decoder, RefusesListsThatNameNoBlocks) {
+  TemporaryFolder folder;
+  fs::copy(kFolder + "smollm3_window", folder.path(),
+           fs::copy_options::recursive | fs::copy_options::overwrite_existing);
+  const json good = json::parse(read_file(folder / "config.json"));
+  const auto with = [&](const char* key, const json& value) {
+    json changed = good;
+    changed[key] = value;
+    write_file(folder / "config.json", changed.dump());
+    return answer_to(folder.path());
+  };
+  EXPECT_EQ(with("layer_types", {"full_attention", "sliding_attention"}), "");
+  EXPECT_TRUE(has(with("layer_types", {"full_attention"}), "is not a list of 2 texts"));
+  EXPECT_TRUE(
+      has(with("layer_types", {"full_attention", "odd"}), "attention \"odd\" of layer 1 is not known"));
+  EXPECT_TRUE(has(with("no_rope_layers", {0, 2}), "'no_rope_layers' has 2 for layer 1"));
+  EXPECT_TRUE(has(with("no_rope_layers", {false, true}), "'no_rope_layers' has false"));
+  EXPECT_TRUE(has(with("no_rope_layers", {1}), "is not a list of 2 numbers"));
+}
+
+TEST(Decoder, ReadsWhatTiesAndLeavesOutKeysAsTransformersDoes) {
+  // A head beside the embedding must be the same.
+  const Decoder qwen(kFolder + "qwen2", at::kFloat);
+  EXPECT_TRUE(qwen.config().tied_head);
+  json config = json::parse(read_file(kFolder + "qwen3/config.json"));
+  TemporaryFolder folder;
+  fs::copy(kFolder + "qwen3", folder.path(),
+           fs::copy_options::recursive | fs::copy_options::overwrite_existing);
+  config["tie_word_embeddings"] = true;
+  write_file(folder / "config.json", config.dump());
+  EXPECT_TRUE(has(answer_to(folder.path()), "'lm_head.weight' differs from the embedding"));
+  // An absent window is the architecture's own, null is none.
+  config = json::parse(read_file(kFolder + "mistral/config.json"));
+  const auto window_of = [&] {
+    write_file(folder / "config.json", config.dump());
+    return read_decoder_config(folder / "config.json").windows[1];
+  };
+  EXPECT_EQ(window_of(), 20);
+  config["sliding_window"] = nullptr;
+  EXPECT_EQ(window_of(), 0);
+  config.erase("sliding_window");
+  EXPECT_EQ(window_of(), 4096);
+  config.erase("num_key_value_heads");
+  config["num_attention_heads"] = 16;
+  write_file(folder / "config.json", config.dump());
+  EXPECT_EQ(read_decoder_config(folder / "config.json").kv_heads, 8);
 }
 
 TEST(Decoder, NamesTheBlockAndTheWindowOfANaN) {

@@ -25,14 +25,14 @@ void evaluate(const Options& options, const RunOptions& run, Report& report) {
   const ModelFormat format = detect_model(options.model);
   Metrics metrics;
   std::optional<WeightCount> count;
-  if (const std::string given = given_text_option(options.text);
-      format != ModelFormat::kHuggingFace && !given.empty()) {
+  const bool language = format == ModelFormat::kHuggingFace || format == ModelFormat::kGguf;
+  if (const std::string given = given_text_option(options.text); !language && !given.empty()) {
     throw error(Exit::kUsage,
-                "{} is for language models, which are folders with a config.json, and '{}' is none", given,
-                options.model);
+                "{} is for language models, folders with a config.json and GGUF files, and '{}' is none",
+                given, options.model);
   }
-  if (!eval.data_path.empty() && format == ModelFormat::kHuggingFace) {
-    metrics = evaluate_text(options.model, options.text, eval.data_path, run, report);
+  if (!eval.data_path.empty() && language) {
+    metrics = evaluate_text(options.model, options.text, eval, run, report);
   } else if (!eval.data_path.empty()) {
     if (format != ModelFormat::kTorchScript) {
       throw bad_data("'{}' holds weights without a program, so it cannot be run; pass TorchScript",

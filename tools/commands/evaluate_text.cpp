@@ -16,6 +16,21 @@ namespace {
 constexpr const char* kGroup = "Text";
 constexpr const char* kRandom = "random-tokens";
 
+// Options of images and tables, which mean nothing for text. --limit counts windows.
+void check_eval_options(const EvalOptions& eval) {
+  const DataOptions plain;
+  const std::vector<std::pair<const char*, bool>> used = {{"--split", eval.data.split != plain.split},
+                                                          {"--scale", eval.data.scale.has_value()},
+                                                          {"--mean", !eval.data.mean.empty()},
+                                                          {"--std", !eval.data.stddev.empty()},
+                                                          {"--layout", eval.data.layout != plain.layout},
+                                                          {"--data-config", !eval.data_config.empty()}};
+  for (const auto& [name, given] : used) {
+    if (given)
+      throw error(Exit::kUsage, "{} is for images and tables, and a language model is given text", name);
+  }
+}
+
 // For trying whether a model runs, without any text.
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, int64_t seed) {
   auto random = at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(seed));
@@ -23,24 +38,48 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, int64_t se
   return {ids.const_data_ptr<int32_t>(), ids.const_data_ptr<int32_t>() + count};
 }
 
-TokenWindows read_windows(const std::string& folder, const TextCommand& command, const std::string& text,
+// Ids of the text, without special tokens around it.
+std::vector<int32_t> encode(const std::string& model, const std::string& text, const std::string& path) {
+  const Tokenizer tokenizer = load_tokenizer(model);
+  try {
+    return tokenizer.encode(text);
+  } catch (const Error& failure) {
+    throw error(failure.code(), "text '{}': {}", path, failure.what());
+  }
+}
+
+TokenWindows read_windows(const std::string& model, const TextCommand& command, const EvalOptions& eval,
                           const DecoderConfig& config, const RunOptions& run) {
-  constexpr int64_t kLength = 2048, kRandomWindows = 8;
+  constexpr int64_t kLength = 2048, kRandomWindows = 8, kMostRandom = int64_t{1} << 28;
   const int64_t length = command.seqlen.value_or(std::min(kLength, config.positions));
-  if (length > config.positions)
-    throw error(Exit::kUsage, "--seqlen {} is beyond the {} positions of '{}'; pass at most {}", length,
-                config.positions, folder, config.positions);
   const int64_t stride = command.stride == 0 ? length : command.stride;
-  if (text == kRandom) {
-    const int64_t windows = command.windows == 0 ? kRandomWindows : command.windows;
-    return cut_windows(random_tokens(length + (windows - 1) * stride, config.vocabulary, run.seed), length,
-                       stride, windows);
+  const int64_t limit = command.windows == 0 ? eval.data.limit : command.windows;
+  if (eval.data_path == kRandom) {
+    const int64_t windows = limit == 0 ? kRandomWindows : limit;
+    if (windows > kMostRandom / length)
+      throw error(Exit::kUsage,
+                  "--windows {} of {} random tokens are more than anybody needs; pass at most {}", windows,
+                  length, kMostRandom / length);
+    return cut_windows(random_tokens(windows * length, config.vocabulary, run.seed), length, stride, windows);
   }
   TextOptions options;
   if (command.layout == "rows") options.layout = TextOptions::Layout::kRows;
   if (!command.field.empty()) options.field = command.field;
-  const std::string content = read_text(text, options);
-  return cut_windows(load_tokenizer(folder).encode(content), length, stride, command.windows);
+  const std::string text = read_text(eval.data_path, options);
+  const std::vector<int32_t> ids = encode(model, text, eval.data_path);
+  if (!command.reference.empty() && has_tokenizer(command.reference) &&
+      encode(command.reference, text, eval.data_path) != ids)
+    throw bad_data(
+        "the tokenizers of '{}' and '{}' make other tokens of the text, so the models cannot be compared",
+        model, command.reference);
+  return cut_windows(ids, length, stride, limit);
+}
+
+void check_positions(const std::string& path, const Decoder& model, const TextCommand& command) {
+  const int64_t positions = model.config().positions;
+  if (command.seqlen.value_or(0) > positions)
+    throw error(Exit::kUsage, "--seqlen {} is beyond the {} positions of '{}'; pass at most {}",
+                *command.seqlen, positions, path, positions);
 }
 
 }  // namespace
@@ -53,7 +92,8 @@ void add_text_options(CLI::App& app, TextCommand& command) {
             "Tokens of a window; default 2048, or the positions of the model where they are fewer")
       ->check(CLI::Range(2, 1 << 24))
       ->group(kGroup);
-  add("--windows", command.windows, "Measure the first windows only; 0: all")->check(at_least(0));
+  add("--windows", command.windows, "Measure the first windows only; 0: --limit, or all")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   add("--stride", command.stride,
       "Tokens from one window to the next; 0: windows that do not overlap, as in the GPTQ papers")
       ->check(at_least(0));
@@ -79,15 +119,18 @@ std::string given_text_option(const TextCommand& command) {
   return command.reference.empty() ? "" : "--reference";
 }
 
-Metrics evaluate_text(const std::string& model, const TextCommand& command, const std::string& text,
+Metrics evaluate_text(const std::string& model, const TextCommand& command, const EvalOptions& eval,
                       const RunOptions& run, Report& report) {
+  check_eval_options(eval);
   const at::ScalarType compute = command.compute == "bf16" ? at::kBFloat16 : at::kFloat;
   const Decoder decoder = timed(report, "load", [&] { return Decoder(model, compute); });
   std::optional<Decoder> reference;
   if (!command.reference.empty())
     timed(report, "load reference", [&] { reference.emplace(command.reference, compute); });
+  check_positions(model, decoder, command);
+  if (reference) check_positions(command.reference, *reference, command);
   const TokenWindows windows =
-      timed(report, "read text", [&] { return read_windows(model, command, text, decoder.config(), run); });
+      timed(report, "read text", [&] { return read_windows(model, command, eval, decoder.config(), run); });
   Metrics metrics;
   timed(report, "evaluate", [&] {
     if (!reference) {

@@ -19,8 +19,9 @@ void add_text_options(CLI::App& app, TextCommand& command);
 // The first of these options that was given though the model is none of text; empty where none was.
 std::string given_text_option(const TextCommand& command);
 
-// Measures the model of a Hugging Face folder on a text, beside its reference where there is one.
-Metrics evaluate_text(const std::string& model, const TextCommand& command, const std::string& text,
+// Measures the model of a Hugging Face folder or GGUF file on a text, beside its reference where there is
+// one.
+Metrics evaluate_text(const std::string& model, const TextCommand& command, const EvalOptions& eval,
                       const RunOptions& run, Report& report);
 
 }  // namespace mcompress::cli

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "mcompress/formats/gguf.h"
+
 namespace mcompress {
 
 // Turns text into the token ids that a language model was trained on, to the id as the library does that made
@@ -40,7 +42,11 @@ class Tokenizer {
 // file and for steps that are not implemented, which it names.
 Tokenizer read_tokenizer_json(std::string_view json, const std::string& name);
 
-// Reads the tokenizer of a Hugging Face folder. Throws Error: 66 where there is none, 65.
-Tokenizer load_tokenizer(const std::string& folder);
+// Makes the tokenizer that the metadata of a GGUF file describes: byte-level BPE, model "gpt2".
+Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& name);
+
+// Reads the tokenizer of a Hugging Face folder or a GGUF file. Throws Error: 66 where there is none, 65.
+Tokenizer load_tokenizer(const std::string& path);
+bool has_tokenizer(const std::string& path);
 
 }  // namespace mcompress

@@ -10,7 +10,7 @@
 namespace mcompress {
 
 // What a model path holds, told from its content.
-enum class ModelFormat { kTorchScript, kStateDict, kLegacyStateDict, kSafetensors, kHuggingFace };
+enum class ModelFormat { kTorchScript, kStateDict, kLegacyStateDict, kSafetensors, kHuggingFace, kGguf };
 const char* name_of(ModelFormat format);  // "torchscript", "state_dict", ...
 
 // The arrays of a checkpoint without a program, whatever file they came from. Arrays point into
@@ -25,10 +25,10 @@ struct CheckpointFiles {
 };
 
 // Recognises a model by its content. Throws Error: 66 missing; 65 for anything that is no model,
-// with a hint for known strangers (Git LFS pointer, GGUF, ONNX, HDF5, 7z, tar, .pt2, HTML, ...).
+// with a hint for known strangers (Git LFS pointer, ONNX, HDF5, 7z, tar, .pt2, HTML, ...).
 ModelFormat detect_model(const std::string& path);
 
-// Reads every format but TorchScript. A Hugging Face folder is config.json with model.safetensors,
+// Reads every format but TorchScript and GGUF. A Hugging Face folder is config.json with model.safetensors,
 // or with model.safetensors.index.json and its shards, which must be plain names inside the folder
 // and agree with the index. Throws Error(65).
 CheckpointFiles read_checkpoint(const std::string& path, ModelFormat format);

@@ -21,7 +21,8 @@ struct Rope {
   double low_freq_factor = 1, high_freq_factor = 4;            // kLlama3
   double beta_fast = 32, beta_slow = 1, attention_factor = 1;  // kYarn
   bool truncate = true;                                        // kYarn: bounds as whole dimensions
-  int64_t original_positions = 0;                              // that the model was trained on first
+  std::vector<double> divisors = {};  // of each frequency, where the file lists them (GGUF)
+  int64_t original_positions = 0;     // that the model was trained on first
 };
 
 // A decoder-only language model of the Llama kind: blocks of attention and a gated feed-forward, each behind
@@ -43,12 +44,13 @@ struct DecoderConfig {
 // known, listing those that are, and for numbers that fit no model.
 DecoderConfig read_decoder_config(const std::string& path);
 
-// The model of a Hugging Face folder. Its weights stay in the map of the file and are read a block at a time.
+// The model of a Hugging Face folder or a GGUF file (llama, qwen2, qwen3; dequantized as it is read). Its
+// weights stay in the map of the file and are read a block at a time.
 class Decoder {
  public:
   // `compute`: float32 or bfloat16. Throws Error(65) where a tensor is missing, has another shape, or is one
   // that the architecture has none of.
-  Decoder(const std::string& folder, at::ScalarType compute);
+  Decoder(const std::string& path, at::ScalarType compute);
   ~Decoder();
   Decoder(Decoder&&) noexcept;
 
@@ -59,8 +61,8 @@ class Decoder {
   at::Tensor embed(const at::Tensor& ids) const;
 
   // Runs block number `block` on hidden states, in place, and gives its pages back. Throws Error(65) naming
-  // the block and the window that gets NaN or infinity.
-  void run_block(int64_t block, const at::Tensor& hidden) const;
+  // the block and the window, counted from `first_window`, that gets NaN or infinity.
+  void run_block(int64_t block, const at::Tensor& hidden, int64_t first_window = 0) const;
 
   // Hidden states [rows, width] behind the last block to logits, float32 [rows, vocabulary].
   at::Tensor logits(const at::Tensor& hidden) const;

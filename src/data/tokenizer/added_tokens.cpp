@@ -8,11 +8,7 @@ namespace mcompress {
 
 namespace {
 
-bool is_word(std::string_view text, size_t at) {
-  const int32_t code = character_at(text, at).code;
-  const CharClass kind = class_of(code);
-  return code == '_' || kind == CharClass::kLetter || kind == CharClass::kNumber;
-}
+bool is_word_at(std::string_view text, size_t at) { return is_word(character_at(text, at).code); }
 
 size_t start_of_character(std::string_view text, size_t end) {
   size_t at = end - 1;
@@ -40,13 +36,7 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tok
 
 const AddedToken* AddedTokens::match_at(std::string_view text, size_t at) const {
   for (const size_t i : by_first_byte_[static_cast<unsigned char>(text[at])]) {
-    const AddedToken& token = tokens_[i];
-    if (!text.substr(at).starts_with(token.content)) continue;
-    const size_t end = at + token.content.size();
-    if (token.single_word && ((at > 0 && is_word(text, start_of_character(text, at))) ||
-                              (end < text.size() && is_word(text, end))))
-      continue;
-    return &token;
+    if (text.substr(at).starts_with(tokens_[i].content)) return &tokens_[i];
   }
   return nullptr;
 }
@@ -61,6 +51,12 @@ std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text) const {
       continue;
     }
     size_t first = at, end = at + token->content.size();
+    const bool inside_word = (at > 0 && is_word_at(text, start_of_character(text, at))) ||
+                             (end < text.size() && is_word_at(text, end));
+    if (token->single_word && inside_word) {
+      at = end;  // what it covers is looked at no more, as in the tokenizers library
+      continue;
+    }
     if (token->lstrip) {
       while (first > begin && is_space_at(text, start_of_character(text, first)))
         first = start_of_character(text, first);

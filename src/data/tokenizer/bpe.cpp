@@ -21,9 +21,9 @@ Bpe::Bpe(StringMap<int32_t> tokens, const std::vector<Merge>& merges, bool whole
   }
   merges_.reserve(merges.size());
   for (size_t rank = 0; rank < merges.size(); ++rank) {
-    // Of a pair that is listed twice the first counts, which is the lower rank.
-    merges_.emplace(key_of(merges[rank].left, merges[rank].right),
-                    Target{static_cast<int32_t>(rank), merges[rank].result});
+    // Of a pair that is listed twice the last counts, as in the tokenizers library.
+    merges_.insert_or_assign(key_of(merges[rank].left, merges[rank].right),
+                             Target{static_cast<int32_t>(rank), merges[rank].result});
   }
 }
 

@@ -149,8 +149,11 @@ class Reader {
   void read_template(const json& step) {
     constexpr const char* kWhat = "the post_processor";
     std::vector<int32_t>* ids = &before_;
+    int texts = 0;
     for (const json& piece : list(step, "single", kWhat)) {
       if (piece.is_object() && piece.contains("Sequence")) {
+        if (text(piece["Sequence"], "id", kWhat) != "A" || ++texts > 1)
+          throw fault("its template is not around one text $A");
         ids = &after_;
         continue;
       }
@@ -158,6 +161,7 @@ class Reader {
       for (const json& value : list(member(member(step, "special_tokens"), token.c_str()), "ids", kWhat))
         ids->push_back(id(value, token));
     }
+    if (texts != 1) throw fault("its template is not around one text $A");
   }
 
   ByteLevelVocabulary read_vocabulary(const json& model) const {
@@ -223,6 +227,22 @@ class Reader {
   bool is_byte_level_ = false;
 };
 
+// vocab.json and merges.txt do not say how text is cut, which other models do in other ways.
+void check_is_gpt2(const std::string& folder) {
+  const std::string config = folder + "/config.json";
+  std::string type = "gpt2";
+  if (std::filesystem::exists(config)) {
+    const json root = parse_json(text_of(MappedFile(config)), fmt::format("'{}'", config));
+    if (root.is_object() && root.contains("model_type") && root["model_type"].is_string())
+      type = root["model_type"].get<std::string>();
+  }
+  if (type != "gpt2" || std::filesystem::exists(folder + "/added_tokens.json"))
+    throw bad_data(
+        "'{}' has vocab.json and merges.txt of a {} model, from which only GPT-2's tokenizer is made; save "
+        "its tokenizer.json",
+        folder, type);
+}
+
 // vocab.json and merges.txt, as GPT-2 came with.
 Tokenizer read_gpt2_files(std::string_view vocabulary, std::string_view merges, const std::string& name) {
   const json tokens = parse_json(vocabulary, name + "/vocab.json");
@@ -247,17 +267,27 @@ Tokenizer read_tokenizer_json(std::string_view text, const std::string& name) {
   return Reader(parse_json(text, name), name).read();
 }
 
-Tokenizer load_tokenizer(const std::string& folder) {
+bool has_tokenizer(const std::string& path) {
   namespace fs = std::filesystem;
-  const std::string path = folder + "/tokenizer.json", merges = folder + "/merges.txt";
-  if (fs::exists(path)) return read_tokenizer_json(text_of(MappedFile(path)), path);
+  return !fs::is_directory(path) || fs::exists(path + "/tokenizer.json") || fs::exists(path + "/merges.txt");
+}
+
+Tokenizer load_tokenizer(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) {
+    const MappedFile file(path);
+    return gguf_tokenizer(read_gguf(file.bytes(), path), path);
+  }
+  const std::string file = path + "/tokenizer.json", merges = path + "/merges.txt";
+  if (fs::exists(file)) return read_tokenizer_json(text_of(MappedFile(file)), file);
   if (fs::exists(merges)) {
-    const MappedFile vocabulary(folder + "/vocab.json"), pairs(merges);
+    check_is_gpt2(path);
+    const MappedFile vocabulary(path + "/vocab.json"), pairs(merges);
     check_utf8(text_of(pairs));
-    return read_gpt2_files(text_of(vocabulary), text_of(pairs), folder);
+    return read_gpt2_files(text_of(vocabulary), text_of(pairs), path);
   }
   throw error(Exit::kNoInput, "'{}' has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt",
-              folder);
+              path);
 }
 
 }  // namespace mcompress

@@ -54,6 +54,15 @@ CharClass class_of(int32_t code) {
   return code < kAscii ? ascii[static_cast<size_t>(code)] : look_up(code);
 }
 
+bool is_word(int32_t code) {
+  constexpr int32_t kNonJoiner = 0x200C, kJoiner = 0x200D;
+  const auto category = utf8proc_category(code);
+  return class_of(code) == CharClass::kLetter || code == kNonJoiner || code == kJoiner ||
+         (category >= UTF8PROC_CATEGORY_MN && category <= UTF8PROC_CATEGORY_ME) ||
+         category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||
+         category == UTF8PROC_CATEGORY_PC;
+}
+
 void check_utf8(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     if (static_cast<unsigned char>(text[at]) < kAscii) {
@@ -65,12 +74,6 @@ void check_utf8(std::string_view text) {
     if (bytes < 1) throw bad_data("the text is not UTF-8 at byte {}; convert it to UTF-8", at);
     at += static_cast<size_t>(bytes);
   }
-}
-
-std::string utf8_of(int32_t code) {
-  std::array<utf8proc_uint8_t, 4> bytes{};
-  const auto count = utf8proc_encode_char(code, bytes.data());
-  return {reinterpret_cast<const char*>(bytes.data()), static_cast<size_t>(count)};
 }
 
 std::string compose(std::string_view text) {

@@ -19,10 +19,10 @@ struct Character {
 Character character_at(std::string_view text, size_t at);
 CharClass class_of(int32_t code);
 
+bool is_word(int32_t code);  // \w: letters, marks, decimal and letter numbers, connectors, joiners
+
 // Throws Error(65) naming the offset of the first byte that is no UTF-8.
 void check_utf8(std::string_view text);
-
-std::string utf8_of(int32_t code);
 
 // Unicode's normalization form C.
 std::string compose(std::string_view text);

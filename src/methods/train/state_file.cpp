@@ -73,7 +73,9 @@ TrainState read_state(const std::string& path) {
   }
   state.texts.erase("format");  // the writer's own
   const auto hash = state.texts.find(kHash);
-  if (hash == state.texts.end() || hash->second != hash_of(state)) {
+  if (hash == state.texts.end())
+    throw bad_data("'{}' is no training checkpoint, or one of an older version: it has no hash", path);
+  if (hash->second != hash_of(state)) {
     throw bad_data(
         "checkpoint '{}' is damaged: its hash is not that of its content; start anew with --force and "
         "without --resume",

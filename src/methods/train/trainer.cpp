@@ -170,6 +170,7 @@ class Trainer {
     try {
       return task_.score();
     } catch (const Error& failure) {
+      if (failure.code() != Exit::kBadData) throw;
       throw bad_data("training diverged in epoch {}: {}; lower --lr, which is {:.3g}, or set --clip-norm",
                      epoch_ + 1, failure.what(), options_.rate);
     }

@@ -11,8 +11,8 @@ namespace mcompress {
 
 namespace {
 
-// Divisors of the frequencies 1 / theta^(2i / width), as modeling_rope_utils.py of transformers computes
-// them.
+// The frequencies 1 / theta^(2i / width), scaled as modeling_rope_utils.py of transformers does. Dynamic
+// scaling begins beyond the positions that the model was trained on.
 std::vector<double> inverse_frequencies(const DecoderConfig& config) {
   const Rope& rope = config.rope;
   const auto width = static_cast<double>(config.head_width);
@@ -20,6 +20,7 @@ std::vector<double> inverse_frequencies(const DecoderConfig& config) {
   std::vector<double> frequencies;
   for (int64_t i = 0; i < config.head_width / 2; ++i)
     frequencies.push_back(1 / std::pow(rope.theta, 2 * static_cast<double>(i) / width));
+  for (size_t i = 0; i < rope.divisors.size(); ++i) frequencies[i] /= rope.divisors[i];
   if (rope.scaling == RopeScaling::kLinear) {
     for (double& frequency : frequencies) frequency /= rope.factor;
   }
@@ -60,24 +61,23 @@ at::Tensor rotated(const at::Tensor& x, const Rotation& rotation) {
   return at::cat({a * rotation.cosine - b * rotation.sine, b * rotation.cosine + a * rotation.sine}, -1);
 }
 
-// -infinity where token `first` + i may not look at token `from` + j: ahead, or `window` or more back; else
-// 0.
-at::Tensor mask_of(int64_t first, int64_t from, int64_t end, int64_t window, at::ScalarType type) {
+// -infinity where token `first` + i may not look at token `from` + j, which is ahead, or `window` or more
+// back; else 0.
+at::Tensor mask_of(int64_t first, int64_t from, int64_t end, int64_t window) {
   const at::Tensor back = at::arange(first, end).unsqueeze(1) - at::arange(from, end);
   at::Tensor hidden = back < 0;
   if (window > 0) hidden = hidden.logical_or(back >= window);
-  return at::zeros(back.sizes(), type).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+  return at::zeros(back.sizes(), at::kFloat).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
 }
 
 // Causal attention of q [n, heads, length, width] to k and v of fewer heads, some queries at a time to the
-// keys that they may see; the heads that share keys are one matrix. Twice as fast on a CPU as LibTorch's
-// fused kernel.
+// keys that they may see; the heads that share keys are one matrix. On a CPU this takes less time than
+// LibTorch's fused kernel, which computes scores that the mask then hides.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) {
   constexpr int64_t kQueries = 64;
   const int64_t n = q.size(0), shared = k.size(1), group = q.size(1) / shared, length = q.size(2),
                 width = q.size(3);
-  const at::Tensor queries =
-      q.mul(1 / std::sqrt(static_cast<double>(width))).view({n, shared, group, length, width});
+  const at::Tensor queries = q.view({n, shared, group, length, width});
   at::Tensor result = at::empty_like(queries);
   for (int64_t begin = 0; begin < length; begin += kQueries) {
     const int64_t end = std::min(begin + kQueries, length), rows = end - begin;
@@ -85,13 +85,15 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const auto seen = [&](const at::Tensor& of) { return of.slice(2, from, end); };
     const at::Tensor scores = queries.slice(3, begin, end)
                                   .reshape({n, shared, group * rows, width})
-                                  .matmul(seen(k).transpose(-1, -2));
+                                  .matmul(seen(k).transpose(-1, -2))
+                                  .to(at::kFloat)
+                                  .mul_(1 / std::sqrt(static_cast<double>(width)));
     const int64_t open = window > 0 ? from : begin;  // keys before it are seen by all of these queries
     scores.view({n, shared, group, rows, end - from})
         .slice(-1, open - from, end - from)
-        .add_(mask_of(begin, open, end, window, q.scalar_type()));
-    result.slice(3, begin, end)
-        .copy_(scores.softmax(-1).matmul(seen(v)).view({n, shared, group, rows, width}));
+        .add_(mask_of(begin, open, end, window));
+    const at::Tensor mixed = scores.softmax(-1).to(v.scalar_type()).matmul(seen(v));
+    result.slice(3, begin, end).copy_(mixed.view({n, shared, group, rows, width}));
   }
   return result.view(q.sizes());
 }
@@ -107,8 +109,24 @@ using Pointwise = at::Tensor(const at::Tensor& x, const at::Tensor& weight,
                              std::optional<c10::string_view>);
 using Binary = at::Tensor(const at::Tensor& x, const at::Tensor& other, const at::Tensor& weight,
                           const std::optional<at::Tensor>& bias, c10::string_view operation);
-std::optional<c10::OperatorHandle> find_onednn(const char* name, const char* overload) {
+std::optional<c10::OperatorHandle> find_operator(const char* name, const char* overload) {
   return c10::Dispatcher::singleton().findSchema({name, overload});
+}
+
+// Whether they are there for the type on this processor; without AVX-512 oneDNN refuses bfloat16.
+bool is_fused(const at::Tensor& weight) {
+  static const auto supported = find_operator("mkldnn::_is_mkldnn_bf16_supported", "");
+  static const bool all = supported && find_operator("mkldnn::_linear_pointwise", "") &&
+                          find_operator("mkldnn::_linear_pointwise", "binary") &&
+                          find_operator("mkldnn::_reorder_linear_weight", "");
+  if (!all || weight.scalar_type() != at::kBFloat16) return all;
+  static const bool narrow = supported->typed<bool()>().call();
+  return narrow;
+}
+
+at::Tensor pointwise(const Projection& layer, const at::Tensor& x, c10::string_view operation) {
+  static const auto linear = find_operator("mkldnn::_linear_pointwise", "");
+  return linear->typed<Pointwise>().call(x, layer.weight, optional(layer.bias), operation, Attributes(), "");
 }
 
 at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
@@ -133,28 +151,24 @@ at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeig
 
 }  // namespace
 
-at::Tensor Projection::operator()(const at::Tensor& x) const {
-  static const auto onednn = find_onednn("mkldnn::_linear_pointwise", "");
-  if (!onednn) return at::linear(x, weight, optional(bias));
-  return onednn->typed<Pointwise>().call(x, weight, optional(bias), "none", Attributes(), "");
+void Projection::pack(int64_t rows) {
+  static const auto reorder = find_operator("mkldnn::_reorder_linear_weight", "");
+  if (is_fused(weight))
+    weight = reorder->typed<at::Tensor(const at::Tensor&, std::optional<int64_t>)>().call(weight, rows);
 }
 
-void Projection::pack(int64_t rows) {
-  static const auto onednn = find_onednn("mkldnn::_reorder_linear_weight", "");
-  if (onednn)
-    weight = onednn->typed<at::Tensor(const at::Tensor&, std::optional<int64_t>)>().call(weight, rows);
+at::Tensor Projection::operator()(const at::Tensor& x) const {
+  return is_fused(weight) ? pointwise(*this, x, "none") : at::linear(x, weight, optional(bias));
 }
 
 at::Tensor Projection::silu(const at::Tensor& x) const {
-  static const auto onednn = find_onednn("mkldnn::_linear_pointwise", "");
-  if (!onednn) return at::silu(at::linear(x, weight, optional(bias)));
-  return onednn->typed<Pointwise>().call(x, weight, optional(bias), "swish", Attributes(), "");
+  return is_fused(weight) ? pointwise(*this, x, "swish") : at::silu(at::linear(x, weight, optional(bias)));
 }
 
 at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& x) const {
-  static const auto onednn = find_onednn("mkldnn::_linear_pointwise", "binary");
-  if (!onednn) return sum + at::linear(x, weight, optional(bias));
-  return onednn->typed<Binary>().call(x, sum, weight, optional(bias), "add");
+  static const auto binary = find_operator("mkldnn::_linear_pointwise", "binary");
+  if (!is_fused(weight)) return sum + at::linear(x, weight, optional(bias));
+  return binary->typed<Binary>().call(x, sum, weight, optional(bias), "add");
 }
 
 Rotation rotation_of(const DecoderConfig& config, int64_t length, at::ScalarType compute) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <functional>
@@ -27,13 +28,15 @@ class Keys {
   const json& operator[](const char* key) const { return object_[key]; }
   const std::string& name() const { return name_; }
 
-  int64_t count(const char* key, int64_t otherwise, int64_t most = int64_t{1} << 24) const {
+  bool is_null(const char* key) const { return object_.contains(key) && object_[key].is_null(); }
+  int64_t count(const char* key, int64_t otherwise, int64_t most = int64_t{1} << 24,
+                int64_t least = 1) const {
     if (!has(key)) return otherwise;
     const json& value = object_[key];
-    if (!value.is_number_integer() || value.get<double>() < 1 ||
+    if (!value.is_number_integer() || value.get<double>() < static_cast<double>(least) ||
         value.get<double>() > static_cast<double>(most))
-      throw bad_data("{}: '{}' is {}, and should be a whole number from 1 to {}", name_, key, value.dump(),
-                     most);
+      throw bad_data("{}: '{}' is {}, and should be a whole number from {} to {}", name_, key, value.dump(),
+                     least, most);
     return value.get<int64_t>();
   }
   double number(const char* key, double otherwise) const {
@@ -78,9 +81,28 @@ RopeScaling scaling_named(const std::string& type, const std::string& name) {
 // transformers 5 writes all of it as rope_parameters; 4 writes rope_theta and rope_scaling apart.
 Rope read_rope(const Keys& keys, double default_theta, int64_t positions) {
   static const json kEmpty = json::object();
+  constexpr std::array<std::string_view, 12> kKnown = {"rope_type",
+                                                       "type",
+                                                       "rope_theta",
+                                                       "factor",
+                                                       "original_max_position_embeddings",
+                                                       "low_freq_factor",
+                                                       "high_freq_factor",
+                                                       "beta_fast",
+                                                       "beta_slow",
+                                                       "attention_factor",
+                                                       "truncate",
+                                                       "finetuned"};
+  if (keys.has("rope_parameters") && keys.has("rope_scaling"))
+    throw bad_data("{}: it has 'rope_parameters' and 'rope_scaling', which mean the same; leave one",
+                   keys.name());
   const char* key = keys.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   const json& object = keys.has(key) ? keys[key] : kEmpty;
   if (!object.is_object()) throw bad_data("{}: '{}' is not an object", keys.name(), key);
+  for (const auto& [name, value] : object.items()) {
+    if (std::find(kKnown.begin(), kKnown.end(), name) == kKnown.end() && !value.is_null())
+      throw bad_data("{}: '{}' of '{}' is not known", keys.name(), name, key);
+  }
   const Keys scaled(object, keys.name() + ", " + key);
   Rope rope;
   rope.theta = scaled.number("rope_theta", keys.number("rope_theta", default_theta));
@@ -88,41 +110,73 @@ Rope read_rope(const Keys& keys, double default_theta, int64_t positions) {
   if (rope.scaling == RopeScaling::kNone) return rope;
   if (!scaled.has("factor")) throw bad_data("{}: '{}' has no factor", keys.name(), key);
   rope.factor = scaled.number("factor", 1);
-  rope.original_positions = scaled.count(
-      "original_max_position_embeddings",
-      keys.count("original_max_position_embeddings", positions, int64_t{1} << 32), int64_t{1} << 32);
-  rope.low_freq_factor = scaled.number("low_freq_factor", rope.low_freq_factor);
-  rope.high_freq_factor = scaled.number("high_freq_factor", rope.high_freq_factor);
-  rope.beta_fast = scaled.number("beta_fast", rope.beta_fast);
-  rope.beta_slow = scaled.number("beta_slow", rope.beta_slow);
-  rope.truncate = scaled.flag("truncate", true);
+  constexpr double kMostFactor = 1e6;
+  if (rope.factor > kMostFactor)
+    throw bad_data("{}: a factor of {} is that of no model", scaled.name(), rope.factor);
+  constexpr const char* kOriginal = "original_max_position_embeddings";
+  rope.original_positions =
+      keys.count(kOriginal, scaled.count(kOriginal, positions, int64_t{1} << 32), int64_t{1} << 32);
+  if (rope.scaling == RopeScaling::kLlama3) {
+    if (!scaled.has("low_freq_factor") || !scaled.has("high_freq_factor"))
+      throw bad_data("{}: llama3 needs low_freq_factor and high_freq_factor", scaled.name());
+    rope.low_freq_factor = scaled.number("low_freq_factor", 0);
+    rope.high_freq_factor = scaled.number("high_freq_factor", 0);
+    if (rope.low_freq_factor >= rope.high_freq_factor)
+      throw bad_data("{}: low_freq_factor {} is not below high_freq_factor {}", scaled.name(),
+                     rope.low_freq_factor, rope.high_freq_factor);
+  }
   if (rope.scaling == RopeScaling::kYarn) {
-    if (scaled.has("mscale") || scaled.has("mscale_all_dim"))
-      throw bad_data("{}: yarn with mscale is not known", keys.name());
+    rope.beta_fast = scaled.number("beta_fast", rope.beta_fast);
+    rope.beta_slow = scaled.number("beta_slow", rope.beta_slow);
+    if (rope.beta_fast < rope.beta_slow || rope.theta <= 1)
+      throw bad_data("{}: yarn needs beta_fast above beta_slow and rope_theta above 1", scaled.name());
+    rope.truncate = scaled.flag("truncate", true);
     const double grown = rope.factor <= 1 ? 1 : 0.1 * std::log(rope.factor) + 1;
     rope.attention_factor = scaled.number("attention_factor", grown);
   }
   return rope;
 }
 
-// Which blocks attend to a window only: layer_types names them, or all do where the model has a window.
-void read_windows(const Keys& keys, bool all_blocks, DecoderConfig& config) {
+// What an architecture has that config.json does not say, and the values of keys that it leaves out.
+struct Architecture {
+  std::string_view model_type;
+  std::function<void(const Keys&, DecoderConfig&)> read;
+  int64_t kv_heads = 0, head_width = 0;  // 0: of all heads; the width by the heads
+  int64_t positions = 2048;
+  double theta = 10000;
+  bool tied_head = false;
+};
+
+// Reads which blocks attend to a window only: layer_types names them, or else `is_windowed` tells.
+void read_windows(const Keys& keys, int64_t default_window,
+                  const std::function<bool(size_t block)>& is_windowed, DecoderConfig& config) {
+  // Where the key is null there is no window; where it is absent the architecture's own.
+  const int64_t window =
+      keys.is_null("sliding_window") ? 0 : keys.count("sliding_window", default_window, int64_t{1} << 32);
   const auto blocks = static_cast<size_t>(config.blocks);
-  const int64_t window = keys.count("sliding_window", 0, int64_t{1} << 32);
-  config.windows.assign(blocks, all_blocks ? window : 0);
-  if (!keys.has("layer_types")) return;
-  const json& types = keys["layer_types"];
-  if (!types.is_array() || types.size() != blocks)
+  const bool named = keys.has("layer_types");
+  if (named && (!keys["layer_types"].is_array() || keys["layer_types"].size() != blocks))
     throw bad_data("{}: 'layer_types' is not a list of {} texts", keys.name(), blocks);
   for (size_t i = 0; i < blocks; ++i) {
-    if (types[i] == "sliding_attention" && window > 0) {
-      config.windows[i] = window;
-    } else if (types[i] == "full_attention") {
-      config.windows[i] = 0;
-    } else {
-      throw bad_data("{}: attention {} of layer {} is not known", keys.name(), types[i].dump(), i);
+    bool windowed = window > 0 && is_windowed(i);
+    if (named) {
+      const json& type = keys["layer_types"][i];
+      if (type != "sliding_attention" && type != "full_attention")
+        throw bad_data("{}: attention {} of layer {} is not known", keys.name(), type.dump(), i);
+      windowed = type == "sliding_attention";
+      if (windowed && window == 0)
+        throw bad_data("{}: layer {} has sliding_attention, and 'sliding_window' is missing", keys.name(), i);
     }
+    config.windows[i] = windowed ? window : 0;
   }
+}
+
+// Qwen's windows are on the blocks from max_window_layers on.
+void read_qwen_windows(const Keys& keys, DecoderConfig& config) {
+  if (!keys.flag("use_sliding_window", false)) return;
+  const int64_t first = keys.count("max_window_layers", 28, int64_t{1} << 24, 0);
+  read_windows(
+      keys, 4096, [&](size_t block) { return static_cast<int64_t>(block) >= first; }, config);
 }
 
 // Blocks without positions (SmolLM3): a list of ones and zeros, or every so many blocks.
@@ -134,46 +188,61 @@ void read_rotations(const Keys& keys, DecoderConfig& config) {
   const json& layers = keys["no_rope_layers"];
   if (!layers.is_array() || layers.size() != blocks)
     throw bad_data("{}: 'no_rope_layers' is not a list of {} numbers", keys.name(), blocks);
-  for (size_t i = 0; i < blocks; ++i) config.rotates[i] = layers[i] != 0;
+  for (size_t i = 0; i < blocks; ++i) {
+    if (!layers[i].is_number_integer() || (layers[i] != 0 && layers[i] != 1))
+      throw bad_data("{}: 'no_rope_layers' has {} for layer {}, and should have 0 or 1", keys.name(),
+                     layers[i].dump(), i);
+    config.rotates[i] = layers[i] == 1;
+  }
 }
 
-// What an architecture has that config.json does not say, or says in its own keys.
-struct Architecture {
-  std::string_view model_type;
-  std::function<void(const Keys&, DecoderConfig&)> read;
-};
+void read_biases(const Keys& keys, DecoderConfig& config) {
+  config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
+  config.mlp_bias = keys.flag("mlp_bias", false);
+}
 
 const std::array<Architecture, 5>& architectures() {
   static const std::array<Architecture, 5> kKnown = {{
-      {"llama",
-       [](const Keys& keys, DecoderConfig& config) {
-         config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
-         config.mlp_bias = keys.flag("mlp_bias", false);
-       }},
-      {"mistral", [](const Keys& keys, DecoderConfig& config) { read_windows(keys, true, config); }},
-      {"qwen2",
-       [](const Keys& keys, DecoderConfig& config) {
-         config.qkv_bias = true;
-         if (!keys.flag("use_sliding_window", false)) return;
-         read_windows(keys, false, config);
-         if (keys.has("layer_types")) return;
-         for (int64_t i = keys.count("max_window_layers", 28); i < config.blocks; ++i)
-           config.windows[static_cast<size_t>(i)] = keys.count("sliding_window", 4096, int64_t{1} << 32);
-       }},
-      {"qwen3",
-       [](const Keys& keys, DecoderConfig& config) {
-         config.head_width = keys.count("head_dim", 128);
-         config.head_norm = true;
-         config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
-         if (keys.flag("use_sliding_window", false)) read_windows(keys, false, config);
-       }},
-      {"smollm3",
-       [](const Keys& keys, DecoderConfig& config) {
-         config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
-         config.mlp_bias = keys.flag("mlp_bias", false);
-         if (keys.flag("use_sliding_window", false)) read_windows(keys, false, config);
-         read_rotations(keys, config);
-       }},
+      {.model_type = "llama", .read = read_biases},
+      {.model_type = "mistral",
+       .read =
+           [](const Keys& keys, DecoderConfig& config) {
+             read_windows(
+                 keys, 4096, [](size_t) { return true; }, config);
+           },
+       .kv_heads = 8,
+       .positions = 4096 * 32},
+      {.model_type = "qwen2",
+       .read =
+           [](const Keys& keys, DecoderConfig& config) {
+             config.qkv_bias = true;
+             read_qwen_windows(keys, config);
+           },
+       .kv_heads = 32,
+       .positions = 32768},
+      {.model_type = "qwen3",
+       .read =
+           [](const Keys& keys, DecoderConfig& config) {
+             config.head_norm = true;
+             config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
+             read_qwen_windows(keys, config);
+           },
+       .kv_heads = 32,
+       .head_width = 128,
+       .positions = 32768},
+      {.model_type = "smollm3",
+       .read =
+           [](const Keys& keys, DecoderConfig& config) {
+             read_biases(keys, config);
+             read_rotations(keys, config);
+             if (!keys.flag("use_sliding_window", false)) return;
+             read_windows(
+                 keys, 0, [&](size_t block) { return !config.rotates[block]; }, config);
+           },
+       .kv_heads = 4,
+       .positions = 32768,
+       .theta = 2e6,
+       .tied_head = true},
   }};
   return kKnown;
 }
@@ -210,21 +279,25 @@ DecoderConfig read_decoder_config(const std::string& path) {
   config.inner = keys.count("intermediate_size", 0);
   config.blocks = keys.count("num_hidden_layers", 0, kMostBlocks);
   config.heads = keys.count("num_attention_heads", 0);
-  config.kv_heads = keys.count("num_key_value_heads", config.heads);
+  const bool shares = architecture.kv_heads > 0 && !keys.is_null("num_key_value_heads");
+  config.kv_heads = keys.count("num_key_value_heads", shares ? architecture.kv_heads : config.heads);
   config.vocabulary = keys.count("vocab_size", 0);
-  config.positions = keys.count("max_position_embeddings", 2048, int64_t{1} << 32);
+  config.positions = keys.count("max_position_embeddings", architecture.positions, int64_t{1} << 32);
   config.norm_epsilon = keys.number("rms_norm_eps", config.norm_epsilon);
-  config.tied_head = keys.flag("tie_word_embeddings", config.model_type == "smollm3");
+  config.tied_head = keys.flag("tie_word_embeddings", architecture.tied_head);
   const std::string activation = keys.text("hidden_act", "silu");
-  if (activation != "silu") throw bad_data("{}: hidden_act '{}' is not known; silu is", name, activation);
+  if (activation != "silu" && activation != "swish")
+    throw bad_data("{}: hidden_act '{}' is not known; silu is", name, activation);
   if (config.heads % config.kv_heads != 0)
     throw bad_data("{}: {} attention heads are not a multiple of {} key/value heads", name, config.heads,
                    config.kv_heads);
-  if (!keys.has("head_dim") && config.model_type != "qwen3" && config.width % config.heads != 0)
+  if (!keys.has("head_dim") && architecture.head_width == 0 && config.width % config.heads != 0)
     throw bad_data("{}: hidden_size {} is not a multiple of {} attention heads", name, config.width,
                    config.heads);
-  config.head_width = keys.count("head_dim", std::max<int64_t>(1, config.width / config.heads));
-  config.rope = read_rope(keys, config.model_type == "smollm3" ? 2e6 : 10000, config.positions);
+  const int64_t by_heads = std::max<int64_t>(1, config.width / config.heads);
+  config.head_width =
+      keys.count("head_dim", architecture.head_width > 0 ? architecture.head_width : by_heads);
+  config.rope = read_rope(keys, architecture.theta, config.positions);
   config.rotates.assign(static_cast<size_t>(config.blocks), true);
   config.windows.assign(static_cast<size_t>(config.blocks), 0);
   architecture.read(keys, config);

@@ -1,6 +1,7 @@
 #include "mcompress/model/decoder.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -9,16 +10,15 @@
 
 #include "block.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
 #include "mcompress/base/process.h"
-#include "mcompress/model/checkpoint.h"
+#include "source.h"
 
 namespace mcompress {
 
 namespace {
 
 constexpr int64_t kTokens = 2048;  // that are run together
-
-using Shape = std::vector<int64_t>;
 
 // The tensors of a Llama-like checkpoint, by the names that transformers gives them, with their shapes.
 std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
@@ -58,55 +58,54 @@ bool is_known_extra(const std::string& name, const DecoderConfig& config) {
 }  // namespace
 
 struct Decoder::Impl {
-  std::string folder;
+  std::string path;
   at::ScalarType compute;
   DecoderConfig config;
-  CheckpointFiles files;
-  std::map<std::string, size_t> index;
-  at::Tensor embedding, head, final_norm;  // in the map, or of the computing type where that is another
+  std::unique_ptr<WeightSource> weights;
+  at::Tensor embedding, head, final_norm;
 
-  Impl(const std::string& path, at::ScalarType type)
-      : folder(path),
+  Impl(std::string name, at::ScalarType type, Model model)
+      : path(std::move(name)),
         compute(type),
-        config(read_decoder_config(path + "/config.json")),
-        files(read_checkpoint(path, ModelFormat::kHuggingFace)) {
-    for (size_t i = 0; i < files.arrays.size(); ++i) index[files.arrays[i].name] = i;
+        config(std::move(model.config)),
+        weights(std::move(model.weights)) {
     check_tensors();
-    embedding = raw("model.embed_tokens.weight");
+    embedding = weights->read("model.embed_tokens.weight");
+    check_tied();
     final_norm = tensor("model.norm.weight");
-    head = config.tied_head ? embedding : raw("lm_head.weight");
-    head = head.to(compute);
+    head = (config.tied_head ? embedding : weights->read("lm_head.weight")).to(compute);
   }
 
   void check_tensors() const {
     const std::map<std::string, Shape> expected = expected_tensors(config);
     for (const auto& [name, shape] : expected) {
-      const auto found = index.find(name);
-      if (found == index.end())
-        throw bad_data("'{}' lacks tensor '{}', which a {} model of {} layers has", folder, name,
+      const auto found = weights->shapes().find(name);
+      if (found == weights->shapes().end())
+        throw bad_data("'{}' lacks tensor '{}', which a {} model of {} layers has", path, name,
                        config.model_type, config.blocks);
-      const Array& array = files.arrays[found->second];
-      if (array.shape != shape)
-        throw bad_data("'{}': tensor '{}' has shape [{}], and config.json asks for [{}]", folder, name,
-                       fmt::join(array.shape, ", "), fmt::join(shape, ", "));
-      if (array.dtype != DType::kF32 && array.dtype != DType::kF16 && array.dtype != DType::kBF16)
-        throw bad_data("'{}': tensor '{}' is {}; F32, F16 and BF16 can be computed with", folder, name,
-                       name_of(array.dtype));
+      if (found->second != shape)
+        throw bad_data("'{}': tensor '{}' has shape [{}], and the configuration asks for [{}]", path, name,
+                       fmt::join(found->second, ", "), fmt::join(shape, ", "));
     }
-    for (const Array& array : files.arrays) {
-      if (!expected.contains(array.name) && !is_known_extra(array.name, config))
+    for (const auto& [name, shape] : weights->shapes()) {
+      if (!expected.contains(name) && !is_known_extra(name, config))
         throw bad_data(
-            "'{}' has a tensor '{}', which a {} model of {} layers with this config.json has none of", folder,
-            array.name, config.model_type, config.blocks);
+            "'{}' has a tensor '{}', which a {} model of {} layers with this configuration has none of", path,
+            name, config.model_type, config.blocks);
     }
   }
 
-  const Array& array(const std::string& name) const { return files.arrays[index.at(name)]; }
-  at::Tensor raw(const std::string& name) const {
-    const Array& found = array(name);
-    return rows_of(found, 0, found.shape[0]);
+  // Files may hold the head beside the embedding that it is tied to, if it is the same.
+  void check_tied() const {
+    const std::string name = "lm_head.weight";
+    if (!config.tied_head || !weights->shapes().contains(name)) return;
+    const at::Tensor stored = weights->read(name);
+    if (stored.sizes() != embedding.sizes() || !stored.equal(embedding))
+      throw bad_data("'{}': '{}' differs from the embedding, and tie_word_embeddings says that they are one",
+                     path, name);
   }
-  at::Tensor tensor(const std::string& name) const { return raw(name).to(compute); }
+
+  at::Tensor tensor(const std::string& name) const { return weights->read(name).to(compute); }
 
   BlockWeights load_block(int64_t i) const {
     const std::string prefix = fmt::format("model.layers.{}.", i);
@@ -132,16 +131,11 @@ struct Decoder::Impl {
     block.down = projection("mlp.down_proj", config.mlp_bias);
     return block;
   }
-
-  void give_back(int64_t block) const {
-    const std::string prefix = fmt::format("model.layers.{}.", block);
-    for (auto it = index.lower_bound(prefix); it != index.end() && it->first.starts_with(prefix); ++it)
-      files.files[files.file_of[it->second]]->drop(files.arrays[it->second].bytes);
-  }
 };
 
-Decoder::Decoder(const std::string& folder, at::ScalarType compute)
-    : impl_(std::make_unique<Impl>(folder, compute)) {
+Decoder::Decoder(const std::string& path, at::ScalarType compute)
+    : impl_(std::make_unique<Impl>(
+          path, compute, std::filesystem::is_directory(path) ? open_folder(path) : open_gguf(path))) {
   keep_freed_memory();
 }
 Decoder::~Decoder() = default;
@@ -157,25 +151,26 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
   return at::embedding(impl_->embedding, ids).to(impl_->compute);
 }
 
-void Decoder::run_block(int64_t block, const at::Tensor& hidden) const {
+void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_window) const {
   const c10::InferenceMode guard;
   const BlockWeights weights = impl_->load_block(block);
   const int64_t count = hidden.size(0), length = hidden.size(1);
   const Rotation rotation = rotation_of(impl_->config, length, impl_->compute);
   const int64_t together = std::max<int64_t>(1, kTokens / length);
   for (int64_t begin = 0; begin < count; begin += together) {
+    check_interrupt();
     const at::Tensor part = hidden.slice(0, begin, std::min(begin + together, count));
     const at::Tensor result = block_forward(impl_->config, block, weights, rotation, part);
     if (!result.sum({1, 2}, false, at::kDouble).isfinite().all().item<bool>()) {
       for (int64_t i = 0; i < result.size(0); ++i) {
         if (!result[i].isfinite().all().item<bool>())
-          throw bad_data("'{}': block {} gives NaN or infinity for window {}", impl_->folder, block,
-                         begin + i + 1);
+          throw bad_data("'{}': block {} gives NaN or infinity for window {}", impl_->path, block,
+                         first_window + begin + i + 1);
       }
     }
     part.copy_(result);
   }
-  impl_->give_back(block);
+  impl_->weights->give_back(fmt::format("model.layers.{}.", block));
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "mcompress/model/decoder.h"
+
+namespace mcompress {
+
+using Shape = std::vector<int64_t>;
+
+// A file or folder with the tensors of a model, by the names that transformers gives them.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+
+  const std::map<std::string, Shape>& shapes() const { return shapes_; }
+
+  // A tensor of a floating type, in the map of the file where it lies there as such.
+  virtual at::Tensor read(const std::string& name) const = 0;
+
+  // Gives back the pages of all tensors whose names begin so.
+  virtual void give_back(const std::string& prefix) const = 0;
+
+ protected:
+  std::map<std::string, Shape> shapes_;
+};
+
+// A configuration with the weights that go with it.
+struct Model {
+  DecoderConfig config;
+  std::unique_ptr<WeightSource> weights;
+};
+
+// Throw Error(65) where the tensors are none to compute with.
+Model open_folder(const std::string& path);
+Model open_gguf(const std::string& path);
+
+}  // namespace mcompress

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Makes tests/data/gguf: small GGUF files, and what the gguf package reads from them.
+
+    make_gguf.py                (gguf 0.19.0, numpy, safetensors)
+
+blocks.gguf holds one tensor of each type that we read, of random bytes as blocks (fields of scales kept small), and
+blocks.safetensors their values by gguf.quants.dequantize. llama.gguf is decoders/llama with q and k in llama.cpp's
+row order, all matrices F16 but the embedding, and the tokenizer of tokenizers/gpt2.json.
+"""
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+from safetensors.numpy import load_file, save_file
+
+HERE = Path(__file__).parent
+OUT = HERE / "gguf"
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+
+
+def blocks():
+    random = np.random.default_rng(5)
+    writer = gguf.GGUFWriter(OUT / "blocks.gguf", "none")
+    writer.add_uint32("some.count", 7)
+    writer.add_float32("some.number", 0.5)
+    writer.add_bool("some.flag", True)
+    writer.add_array("some.words", ["a", "", "b c"])
+    writer.add_array("some.integers", [-1, 2, 3])
+    expected = {}
+    for name in TYPES:
+        kind = gguf.GGMLQuantizationType[name]
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        rows, columns = 3, 512
+        if name in HALVES:
+            data = random.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
+            for at in HALVES[name]:
+                data[..., at : at + 2] = random.normal(0, 0.1, (*data.shape[:2], 1)).astype(np.float16).view(np.uint8)
+            data = data.reshape(rows, -1)
+        else:
+            exact = random.normal(0, 1, (rows, columns)).astype(np.float32)
+            data = {"F32": exact, "F16": exact.astype(np.float16), "BF16": (exact.view(np.uint32) >> 16).astype(np.uint16)}[name]
+            data = data.view(np.uint8).reshape(rows, -1) if name == "BF16" else data
+        writer.add_tensor(name, data, raw_dtype=kind)
+        expected[name] = dequantize(data, kind).astype(np.float32).reshape(rows, columns)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(expected, OUT / "blocks.safetensors")
+
+
+def in_llama_order(rows, heads):
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def llama():
+    config = json.loads((HERE / "decoders/llama/config.json").read_text())
+    tensors = load_file(HERE / "decoders/llama/model.safetensors")
+    tokenizer = json.loads((HERE / "tokenizers/gpt2.json").read_text())
+    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+             "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down"}
+    writer = gguf.GGUFWriter(OUT / "llama.gguf", "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    tokens = [token for token, _ in vocabulary] + [f"[PAD{i}]" for i in range(len(vocabulary), config["vocab_size"])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i in special else 1 if i < len(vocabulary) else 5 for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    for name, value in tensors.items():
+        if name == "model.embed_tokens.weight":
+            writer.add_tensor("token_embd.weight", value)
+        elif name == "model.norm.weight":
+            writer.add_tensor("output_norm.weight", value)
+        else:
+            _, _, block, part = name.split(".", 3)
+            part, ending = part.rsplit(".", 1)
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                value = in_llama_order(value, config["num_attention_heads" if "q_proj" in part else "num_key_value_heads"])
+            writer.add_tensor(f"blk.{block}.{names[part]}.{ending}", value if value.ndim == 1 else value.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    OUT.mkdir(exist_ok=True)
+    blocks()
+    llama()
