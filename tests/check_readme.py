@@ -5,6 +5,7 @@
 """
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ def prepare(binary, repository, folder):
     (folder / "tests").symlink_to(repository / "tests")
     dict_file = repository / "tests/data/state_dicts/plain.pt"
     subprocess.run([binary, "quantize", dict_file, "-o", folder / "model.safetensors", "--dtype", "bfloat16", "-q"], check=True)
+    shutil.copytree(repository / "tests/data/decoders/llama", folder / "language_model")
+    shutil.copy(repository / "tests/data/tokenizers/gpt2.json", folder / "language_model/tokenizer.json")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 500)
     (folder / "model_folder").mkdir()
     (folder / "model_folder/config.json").write_text('{"model_type": "none"}')
     (folder / "model_folder/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())

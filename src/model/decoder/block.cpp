@@ -77,7 +77,11 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   constexpr int64_t kQueries = 64;
   const int64_t n = q.size(0), shared = k.size(1), group = q.size(1) / shared, length = q.size(2),
                 width = q.size(3);
-  const at::Tensor queries = q.view({n, shared, group, length, width});
+  const double scale = 1 / std::sqrt(static_cast<double>(width));
+  // In float32, and by a power of two, the queries are scaled in place of the scores, which are more.
+  int exponent = 0;
+  const bool scale_queries = q.scalar_type() == at::kFloat || std::frexp(scale, &exponent) == 0.5;
+  const at::Tensor queries = (scale_queries ? q.mul(scale) : q).view({n, shared, group, length, width});
   at::Tensor result = at::empty_like(queries);
   for (int64_t begin = 0; begin < length; begin += kQueries) {
     const int64_t end = std::min(begin + kQueries, length), rows = end - begin;
@@ -86,8 +90,8 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor scores = queries.slice(3, begin, end)
                                   .reshape({n, shared, group * rows, width})
                                   .matmul(seen(k).transpose(-1, -2))
-                                  .to(at::kFloat)
-                                  .mul_(1 / std::sqrt(static_cast<double>(width)));
+                                  .to(at::kFloat);
+    if (!scale_queries) scores.mul_(scale);
     const int64_t open = window > 0 ? from : begin;  // keys before it are seen by all of these queries
     scores.view({n, shared, group, rows, end - from})
         .slice(-1, open - from, end - from)

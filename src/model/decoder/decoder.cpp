@@ -64,7 +64,7 @@ struct Decoder::Impl {
   std::unique_ptr<WeightSource> weights;
   at::Tensor embedding, head, final_norm;
 
-  Impl(std::string name, at::ScalarType type, Model model)
+  Impl(std::string name, at::ScalarType type, OpenedModel model)
       : path(std::move(name)),
         compute(type),
         config(std::move(model.config)),
@@ -161,7 +161,7 @@ void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_w
     check_interrupt();
     const at::Tensor part = hidden.slice(0, begin, std::min(begin + together, count));
     const at::Tensor result = block_forward(impl_->config, block, weights, rotation, part);
-    if (!result.sum({1, 2}, false, at::kDouble).isfinite().all().item<bool>()) {
+    if (!result.sum({1, 2}, false, at::kFloat).isfinite().all().item<bool>()) {
       for (int64_t i = 0; i < result.size(0); ++i) {
         if (!result[i].isfinite().all().item<bool>())
           throw bad_data("'{}': block {} gives NaN or infinity for window {}", impl_->path, block,

@@ -38,7 +38,7 @@ class FolderSource : public WeightSource {
 
 }  // namespace
 
-Model open_folder(const std::string& path) {
+OpenedModel open_folder(const std::string& path) {
   DecoderConfig config = read_decoder_config(path + "/config.json");
   return {std::move(config), std::make_unique<FolderSource>(path)};
 }

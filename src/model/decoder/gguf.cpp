@@ -208,7 +208,7 @@ class GgufSource : public WeightSource {
 
 }  // namespace
 
-Model open_gguf(const std::string& path) {
+OpenedModel open_gguf(const std::string& path) {
   const auto file = std::make_shared<const MappedFile>(path);
   const GgufFile content = read_gguf(file->bytes(), path);
   DecoderConfig config = config_of(content, path);

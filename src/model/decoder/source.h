@@ -31,13 +31,13 @@ class WeightSource {
 };
 
 // A configuration with the weights that go with it.
-struct Model {
+struct OpenedModel {
   DecoderConfig config;
   std::unique_ptr<WeightSource> weights;
 };
 
 // Throw Error(65) where the tensors are none to compute with.
-Model open_folder(const std::string& path);
-Model open_gguf(const std::string& path);
+OpenedModel open_folder(const std::string& path);
+OpenedModel open_gguf(const std::string& path);
 
 }  // namespace mcompress
