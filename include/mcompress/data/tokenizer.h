@@ -40,10 +40,10 @@ class Tokenizer {
 
 // Reads a tokenizer.json of the tokenizers library. `name` is for messages. Throws Error(65) for a malformed
 // file and for steps that are not implemented, which it names.
-Tokenizer read_tokenizer_json(std::string_view json, const std::string& name);
+Tokenizer read_tokenizer_json(std::string_view text, const std::string& name);
 
 // Makes the tokenizer that the metadata of a GGUF file describes: byte-level BPE, model "gpt2".
-Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& name);
+Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& path);
 
 // Reads the tokenizer of a Hugging Face folder or a GGUF file. Throws Error: 66 where there is none, 65.
 Tokenizer load_tokenizer(const std::string& path);

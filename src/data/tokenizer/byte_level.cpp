@@ -49,16 +49,16 @@ Bpe byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& nam
   }
   std::vector<Bpe::Merge> merges;
   merges.reserve(vocabulary.merges.size());
-  for (const auto& [left, right] : vocabulary.merges) {
+  for (const auto& pair : vocabulary.merges) {
     const auto id_of = [&](const std::string& token) {
       const std::optional<std::string> bytes = bytes_in(token);
       const auto found = bytes ? ids.find(*bytes) : ids.end();
       if (found == ids.end())
         throw bad_data("{}: merge {}, of '{}' and '{}', needs '{}', which is no token", name, merges.size(),
-                       left, right, token);
+                       pair.first, pair.second, token);
       return found->second;
     };
-    merges.push_back({id_of(left), id_of(right), id_of(left + right)});
+    merges.push_back({id_of(pair.first), id_of(pair.second), id_of(pair.first + pair.second)});
   }
   return {std::move(ids), merges, vocabulary.whole_first};
 }

@@ -173,7 +173,7 @@ class Reader {
     if (!dropout.is_null() && dropout != 0) throw fault("its BPE has a dropout, which makes ids random");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const json& value = member(model, key);
-      if (!value.is_null() && value != "") throw fault(fmt::format("BPE with '{}' is not known", key));
+      if (!value.is_null() && value != json("")) throw fault(fmt::format("BPE with '{}' is not known", key));
     }
     if (flag(model, "byte_fallback", false)) throw fault("BPE that is byte-level has no byte_fallback");
     ByteLevelVocabulary vocabulary;
