@@ -10,6 +10,7 @@
 #include "../src/data/tokenizer/pre_tokenizer.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/sha256.h"
+#include "random.h"
 #include "test_files.h"
 
 namespace mcompress {
@@ -19,7 +20,6 @@ using nlohmann::json;
 using testing::read_file;
 
 const std::string kFolder = MCOMPRESS_TESTS_DIR "/data/tokenizers/";
-const std::string kMany = "gpt2";
 
 Tokenizer read(const std::string& name) {
   return read_tokenizer_json(read_file(kFolder + name + ".json"), name);
@@ -107,11 +107,11 @@ TEST(Tokenizer, DecodesToTheTextForAnyBytesOfUtf8) {
       EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text);
     }
   }
-  EXPECT_THROW(read(kMany).decode({100000}), Error);
+  EXPECT_THROW(read("gpt2").decode({100000}), Error);
 }
 
 TEST(Tokenizer, RefusesTextThatIsNoUtf8) {
-  const Tokenizer tokenizer = read(kMany);
+  const Tokenizer tokenizer = read("gpt2");
   for (const std::string bad :
        {"\x80", "abc\xff", "\xc3", "\xe2\x82", "\xed\xa0\x80", "\xf5\x80\x80\x80", "\xc0\xaf"}) {
     try {
@@ -174,7 +174,7 @@ TEST(Bpe, MergesShortAndLongPiecesByTheSameRule) {
 }
 
 TEST(Tokenizer, TakesALongRunOfOneCharacter) {
-  const Tokenizer tokenizer = read(kMany);
+  const Tokenizer tokenizer = read("gpt2");
   for (const char letter : {'a', ' ', '\n', '='}) {
     const std::string text(1'000'000, letter);
     EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text);
@@ -225,14 +225,11 @@ TEST(ReadTokenizerJson, SurvivesDamage) {
     }
   };
   for (size_t i = 0; i < 100; ++i) survive(good.substr(0, good.size() * i / 100));
-  uint32_t state = 7;
-  const auto random = [&state](size_t below) {
-    state = state * 1664525U + 1013904223U;
-    return (state >> 8U) % below;
-  };
+  testing::Random random(7);
   for (int i = 0; i < 200; ++i) {
     std::string damaged = good;
-    for (int k = 0; k < 3; ++k) damaged[random(damaged.size())] = "{}[]\",:0-\xff\x00 e"[random(13)];
+    for (int k = 0; k < 3; ++k)
+      damaged[random.below(damaged.size())] = "{}[]\",:0-\xff\x00 e"[random.below(13)];
     survive(damaged);
   }
 }

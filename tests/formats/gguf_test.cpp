@@ -7,6 +7,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/formats/safetensors.h"
+#include "random.h"
 #include "test_files.h"
 
 namespace mcompress {
@@ -154,14 +155,10 @@ TEST(Gguf, RefusesWhatIsNoneByName) {
 TEST(Gguf, SurvivesDamage) {
   const std::string good = read_file(kFolder + "llama.gguf");
   for (size_t i = 0; i < 150; ++i) EXPECT_NE(answer_to(good.substr(0, good.size() * i / 150)), "");
-  uint32_t state = 3;
-  const auto random = [&state](size_t below) {
-    state = state * 1664525U + 1013904223U;
-    return (state >> 8U) % below;
-  };
+  testing::Random random(3);
   for (int i = 0; i < 300; ++i) {
     std::string damaged = good;
-    damaged[random(i % 2 == 0 ? 400 : damaged.size())] = static_cast<char>(random(256));
+    damaged[random.below(i % 2 == 0 ? 400 : damaged.size())] = static_cast<char>(random.below(256));
     answer_to(damaged);
   }
 }

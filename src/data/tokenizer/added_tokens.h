@@ -14,7 +14,6 @@ struct AddedToken {
   bool single_word = false;             // not inside a word
   bool lstrip = false, rstrip = false;  // takes the white space on that side along
   bool normalized = false;              // is looked for in normalized text
-  bool special = false;
 };
 
 // Finds added tokens: the leftmost, of several at one place the longest.

@@ -30,7 +30,7 @@ const PreTokenizer& pre_tokenizer_named(const std::string& name, const std::stri
 }
 
 template <typename Value>
-const Value& key(const GgufFile& file, const std::string& key, const std::string& name) {
+const Value& value_of(const GgufFile& file, const std::string& key, const std::string& name) {
   const auto found = file.metadata.find("tokenizer.ggml." + key);
   const auto* value = found == file.metadata.end() ? nullptr : std::get_if<Value>(&found->second);
   if (value == nullptr)
@@ -42,12 +42,12 @@ const Value& key(const GgufFile& file, const std::string& key, const std::string
 
 Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& path) {
   const std::string name = fmt::format("tokenizer of '{}'", path);
-  const auto& model = key<std::string>(file, "model", name);
+  const auto& model = value_of<std::string>(file, "model", name);
   if (model != "gpt2")
     throw bad_data("{}: model '{}' is not known; gpt2 is, which is byte-level BPE", name, model);
-  const PreTokenizer& pre = pre_tokenizer_named(key<std::string>(file, "pre", name), name);
-  const auto& tokens = key<std::vector<std::string>>(file, "tokens", name);
-  const auto& types = key<std::vector<int64_t>>(file, "token_type", name);
+  const PreTokenizer& pre = pre_tokenizer_named(value_of<std::string>(file, "pre", name), name);
+  const auto& tokens = value_of<std::vector<std::string>>(file, "tokens", name);
+  const auto& types = value_of<std::vector<int64_t>>(file, "token_type", name);
   if (types.size() != tokens.size())
     throw bad_data("{}: it has {} tokens and {} token types", name, tokens.size(), types.size());
   constexpr int64_t kControl = 3, kUser = 4, kUnused = 5;
@@ -58,10 +58,9 @@ Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& path) {
     check_utf8(tokens[i]);
     const auto id = static_cast<int32_t>(i);
     if (types[i] != kUnused) vocabulary.tokens.emplace_back(tokens[i], id);
-    if (types[i] == kControl || types[i] == kUser)
-      added.push_back({.id = id, .content = tokens[i], .special = types[i] == kControl});
+    if (types[i] == kControl || types[i] == kUser) added.push_back({.id = id, .content = tokens[i]});
   }
-  for (const std::string& merge : key<std::vector<std::string>>(file, "merges", name)) {
+  for (const std::string& merge : value_of<std::vector<std::string>>(file, "merges", name)) {
     check_utf8(merge);
     const size_t space = merge.find(' ');
     if (space == std::string::npos) throw bad_data("{}: merge '{}' is not two tokens", name, merge);

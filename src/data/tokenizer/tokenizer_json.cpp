@@ -1,6 +1,5 @@
 #include <filesystem>
 #include <limits>
-#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -209,8 +208,7 @@ class Reader {
       token.single_word = flag(entry, "single_word", false);
       token.lstrip = flag(entry, "lstrip", false);
       token.rstrip = flag(entry, "rstrip", false);
-      token.special = flag(entry, "special", false);
-      token.normalized = flag(entry, "normalized", !token.special);
+      token.normalized = flag(entry, "normalized", !flag(entry, "special", false));
       if (token.normalized) {
         for (const auto& normalize : normalizers_) token.content = normalize(token.content);
       }

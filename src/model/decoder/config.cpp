@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "config_keys.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
 #include "mcompress/formats/json.h"
@@ -18,51 +19,6 @@ namespace mcompress {
 namespace {
 
 using nlohmann::json;
-
-// Typed access to the keys of a config.json. A key that is null counts as absent, as in transformers.
-class Keys {
- public:
-  Keys(const json& object, std::string name) : object_(object), name_(std::move(name)) {}
-
-  bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
-  const json& operator[](const char* key) const { return object_[key]; }
-  const std::string& name() const { return name_; }
-
-  bool is_null(const char* key) const { return object_.contains(key) && object_[key].is_null(); }
-  int64_t count(const char* key, int64_t otherwise, int64_t most = int64_t{1} << 24,
-                int64_t least = 1) const {
-    if (!has(key)) return otherwise;
-    const json& value = object_[key];
-    if (!value.is_number_integer() || value.get<double>() < static_cast<double>(least) ||
-        value.get<double>() > static_cast<double>(most))
-      throw bad_data("{}: '{}' is {}, and should be a whole number from {} to {}", name_, key, value.dump(),
-                     least, most);
-    return value.get<int64_t>();
-  }
-  double number(const char* key, double otherwise) const {
-    if (!has(key)) return otherwise;
-    const json& value = object_[key];
-    if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>()))
-      throw bad_data("{}: '{}' is {}, and should be a number above 0", name_, key, value.dump());
-    return value.get<double>();
-  }
-  bool flag(const char* key, bool otherwise) const {
-    if (!has(key)) return otherwise;
-    if (!object_[key].is_boolean())
-      throw bad_data("{}: '{}' is {}, and should be true or false", name_, key, object_[key].dump());
-    return object_[key].get<bool>();
-  }
-  std::string text(const char* key, const std::string& otherwise) const {
-    if (!has(key)) return otherwise;
-    if (!object_[key].is_string())
-      throw bad_data("{}: '{}' is {}, and should be a text", name_, key, object_[key].dump());
-    return object_[key].get<std::string>();
-  }
-
- private:
-  const json& object_;
-  std::string name_;
-};
 
 RopeScaling scaling_named(const std::string& type, const std::string& name) {
   constexpr std::array<std::pair<std::string_view, RopeScaling>, 5> kKnown = {
@@ -79,7 +35,7 @@ RopeScaling scaling_named(const std::string& type, const std::string& name) {
 }
 
 // transformers 5 writes all of it as rope_parameters; 4 writes rope_theta and rope_scaling apart.
-Rope read_rope(const Keys& keys, double default_theta, int64_t positions) {
+Rope read_rope(const ConfigKeys& keys, double default_theta, int64_t positions) {
   static const json kEmpty = json::object();
   constexpr std::array<std::string_view, 12> kKnown = {"rope_type",
                                                        "type",
@@ -103,7 +59,7 @@ Rope read_rope(const Keys& keys, double default_theta, int64_t positions) {
     if (std::find(kKnown.begin(), kKnown.end(), name) == kKnown.end() && !value.is_null())
       throw bad_data("{}: '{}' of '{}' is not known", keys.name(), name, key);
   }
-  const Keys scaled(object, keys.name() + ", " + key);
+  const ConfigKeys scaled(object, keys.name() + ", " + key);
   Rope rope;
   rope.theta = scaled.number("rope_theta", keys.number("rope_theta", default_theta));
   rope.scaling = scaling_named(scaled.text("rope_type", scaled.text("type", "default")), keys.name());
@@ -140,7 +96,7 @@ Rope read_rope(const Keys& keys, double default_theta, int64_t positions) {
 // What an architecture has that config.json does not say, and the values of keys that it leaves out.
 struct Architecture {
   std::string_view model_type;
-  std::function<void(const Keys&, DecoderConfig&)> read;
+  std::function<void(const ConfigKeys&, DecoderConfig&)> read;
   int64_t kv_heads = 0, head_width = 0;  // 0: of all heads; the width by the heads
   int64_t positions = 2048;
   double theta = 10000;
@@ -148,7 +104,7 @@ struct Architecture {
 };
 
 // Reads which blocks attend to a window only: layer_types names them, or else `is_windowed` tells.
-void read_windows(const Keys& keys, int64_t default_window,
+void read_windows(const ConfigKeys& keys, int64_t default_window,
                   const std::function<bool(size_t block)>& is_windowed, DecoderConfig& config) {
   // Where the key is null there is no window; where it is absent the architecture's own.
   const int64_t window =
@@ -172,7 +128,7 @@ void read_windows(const Keys& keys, int64_t default_window,
 }
 
 // Qwen's windows are on the blocks from max_window_layers on.
-void read_qwen_windows(const Keys& keys, DecoderConfig& config) {
+void read_qwen_windows(const ConfigKeys& keys, DecoderConfig& config) {
   if (!keys.flag("use_sliding_window", false)) return;
   const int64_t first = keys.count("max_window_layers", 28, int64_t{1} << 24, 0);
   read_windows(
@@ -180,7 +136,7 @@ void read_qwen_windows(const Keys& keys, DecoderConfig& config) {
 }
 
 // Blocks without positions (SmolLM3): a list of ones and zeros, or every so many blocks.
-void read_rotations(const Keys& keys, DecoderConfig& config) {
+void read_rotations(const ConfigKeys& keys, DecoderConfig& config) {
   const auto blocks = static_cast<size_t>(config.blocks);
   const int64_t interval = keys.count("no_rope_layer_interval", 4);
   for (size_t i = 0; i < blocks; ++i) config.rotates[i] = (static_cast<int64_t>(i) + 1) % interval != 0;
@@ -196,7 +152,7 @@ void read_rotations(const Keys& keys, DecoderConfig& config) {
   }
 }
 
-void read_biases(const Keys& keys, DecoderConfig& config) {
+void read_biases(const ConfigKeys& keys, DecoderConfig& config) {
   config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
   config.mlp_bias = keys.flag("mlp_bias", false);
 }
@@ -206,7 +162,7 @@ const std::array<Architecture, 5>& architectures() {
       {.model_type = "llama", .read = read_biases},
       {.model_type = "mistral",
        .read =
-           [](const Keys& keys, DecoderConfig& config) {
+           [](const ConfigKeys& keys, DecoderConfig& config) {
              read_windows(
                  keys, 4096, [](size_t) { return true; }, config);
            },
@@ -214,7 +170,7 @@ const std::array<Architecture, 5>& architectures() {
        .positions = 4096 * 32},
       {.model_type = "qwen2",
        .read =
-           [](const Keys& keys, DecoderConfig& config) {
+           [](const ConfigKeys& keys, DecoderConfig& config) {
              config.qkv_bias = true;
              read_qwen_windows(keys, config);
            },
@@ -222,7 +178,7 @@ const std::array<Architecture, 5>& architectures() {
        .positions = 32768},
       {.model_type = "qwen3",
        .read =
-           [](const Keys& keys, DecoderConfig& config) {
+           [](const ConfigKeys& keys, DecoderConfig& config) {
              config.head_norm = true;
              config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
              read_qwen_windows(keys, config);
@@ -232,7 +188,7 @@ const std::array<Architecture, 5>& architectures() {
        .positions = 32768},
       {.model_type = "smollm3",
        .read =
-           [](const Keys& keys, DecoderConfig& config) {
+           [](const ConfigKeys& keys, DecoderConfig& config) {
              read_biases(keys, config);
              read_rotations(keys, config);
              if (!keys.flag("use_sliding_window", false)) return;
@@ -264,7 +220,7 @@ DecoderConfig read_decoder_config(const std::string& path) {
   const std::string name = fmt::format("'{}'", path);
   const json root = parse_json(text, name);
   if (!root.is_object()) throw bad_data("{} is not a JSON object", name);
-  const Keys keys(root, name);
+  const ConfigKeys keys(root, name);
   if (keys.has("quantization_config"))
     throw bad_data("{}: the model is quantized already, and such weights cannot be run yet", name);
   DecoderConfig config;

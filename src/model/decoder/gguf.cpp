@@ -49,9 +49,9 @@ std::string name_in_transformers(const std::string& name) {
 }
 
 // Reads metadata with its type; what is missing is named.
-class Keys {
+class GgufKeys {
  public:
-  Keys(const GgufFile& file, const std::string& path, std::string architecture)
+  GgufKeys(const GgufFile& file, const std::string& path, std::string architecture)
       : file_(file), path_(path), architecture_(std::move(architecture)) {}
 
   template <typename Value>
@@ -104,7 +104,7 @@ DecoderConfig config_of(const GgufFile& file, const std::string& path) {
   if (*architecture != "llama" && *architecture != "qwen2" && *architecture != "qwen3")
     throw bad_data("GGUF file '{}': architecture '{}' cannot be run; known are llama, qwen2 and qwen3", path,
                    *architecture);
-  const Keys keys(file, path, *architecture);
+  const GgufKeys keys(file, path, *architecture);
   DecoderConfig config;
   config.model_type = *architecture;
   config.width = keys.count("embedding_length");
