@@ -12,6 +12,8 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
+#include "mcompress/data/text.h"
+#include "mcompress/model/decoder.h"
 
 namespace mcompress {
 

@@ -12,14 +12,18 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM,
-                          Qwen3Config, Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM)
+from safetensors.torch import load_file, save_file
+from transformers import (Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM, GPT2Config,
+                          GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM,
+                          Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM)
 
 OUT = Path(__file__).parent / "decoders"
 SMALL = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=96,
              max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=None)
 LENGTH = 96
+GEMMA = dict(head_dim=8, tie_word_embeddings=True)
+LONGROPE = dict(short_factor=[1.0, 1.1, 1.3], long_factor=[1.0, 2.0, 4.0], partial_rotary_factor=0.75)
 
 
 def rope(kind, **values):
@@ -39,6 +43,24 @@ MODELS = {
     "mistral": (MistralConfig, MistralForCausalLM, dict(sliding_window=20, head_dim=8)),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, dict(tie_word_embeddings=True)),
     "qwen2_window": (Qwen2Config, Qwen2ForCausalLM, dict(use_sliding_window=True, sliding_window=70, max_window_layers=1)),
+    "gemma": (GemmaConfig, GemmaForCausalLM, GEMMA),
+    "gemma2_window": (Gemma2Config, Gemma2ForCausalLM, dict(sliding_window=20, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
+                                                            final_logit_softcapping=5.0, **GEMMA)),
+    "gemma3_window": (Gemma3TextConfig, Gemma3ForCausalLM, dict(
+        sliding_window=20, query_pre_attn_scalar=12, num_hidden_layers=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}, **GEMMA)),
+    "gemma3_v4": (Gemma3TextConfig, Gemma3ForCausalLM, dict(
+        sliding_window=20, num_hidden_layers=6,
+        rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}, **GEMMA)),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {}),
+    "opt": (OPTConfig, OPTForCausalLM, dict(ffn_dim=24)),
+    "phi3": (Phi3Config, Phi3ForCausalLM, dict(sliding_window=20, **rope("default"))),
+    "phi3_short": (Phi3Config, Phi3ForCausalLM, dict(hidden_size=32, original_max_position_embeddings=64,
+                                                     **rope("longrope", original_max_position_embeddings=64, **LONGROPE))),
+    "phi3_long_window": (Phi3Config, Phi3ForCausalLM, dict(hidden_size=32, original_max_position_embeddings=64, sliding_window=90,
+                                                           **rope("longrope", original_max_position_embeddings=64, **LONGROPE))),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8)),
     # Without layer_types, as transformers 4 wrote them.
     "qwen3_window": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=8, use_sliding_window=True, sliding_window=20, max_window_layers=1)),
@@ -54,8 +76,8 @@ def main():
         model = model_type(config_type(**{**SMALL, **changes})).eval()
         with torch.no_grad():
             for key, value in model.named_parameters():
-                if "norm" in key:
-                    value.copy_(1 + 0.3 * torch.randn_like(value))
+                if ("norm" in key or "ln_" in key) and key.endswith("weight"):
+                    value.copy_((0 if "gemma" in name else 1) + 0.3 * torch.randn_like(value))
                 else:
                     value.normal_(0, 0.35)
         folder = OUT / name
@@ -72,6 +94,18 @@ def main():
             config = json.loads((folder / "config.json").read_text())
             config.pop("layer_types")
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if name == "gemma3_v4":
+            config = json.loads((folder / "config.json").read_text())
+            both = config.pop("rope_parameters")
+            config.pop("layer_types")
+            config |= dict(rope_theta=1000.0, rope_local_base_freq=50.0, sliding_window_pattern=6,
+                           rope_scaling={"rope_type": "linear", "factor": both["full_attention"]["factor"]})
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if name == "gpt2":  # as the first files have it, without the name of the body
+            tensors = load_file(folder / "model.safetensors")
+            tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
+            tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         ids = torch.randint(0, model.config.vocab_size, (2, LENGTH if "window" in name or name in ("mistral", "llama_yarn") else 40))
         with torch.no_grad():
             logits = model(ids, use_cache=False).logits

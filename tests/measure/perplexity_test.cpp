@@ -1,4 +1,6 @@
+#include "mcompress/data/text.h"
 #include "mcompress/measure/perplexity.h"
+#include "mcompress/model/decoder.h"
 
 #include <algorithm>
 #include <cmath>

@@ -61,9 +61,11 @@ TEST_P(EveryDecoder, GivesTheLogitsOfTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryDecoder,
-                         ::testing::Values("llama", "llama_biased", "llama_linear", "llama_llama3",
-                                           "llama_v4", "llama_yarn", "mistral", "qwen2", "qwen2_window",
-                                           "qwen3", "qwen3_window", "smollm3", "smollm3_window"),
+                         ::testing::Values("gemma", "gemma2_window", "gemma3_v4", "gemma3_window", "gpt2", "llama",
+                                           "llama_biased", "llama_linear", "llama_llama3", "llama_v4",
+                                           "llama_yarn", "mistral", "opt", "phi3", "phi3_long_window",
+                                           "phi3_short", "qwen2", "qwen2_window", "qwen3", "qwen3_window",
+                                           "smollm3", "smollm3_window"),
                          [](const auto& info) { return info.param; });
 
 // The same model as a GGUF file (tests/data/make_gguf.py), its matrices rounded to F16.
@@ -121,7 +123,8 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
   };
   EXPECT_EQ(with("use_cache", false), "");
   EXPECT_TRUE(has(with("model_type", "gemma7"),
-                  "'gemma7' cannot be run; known are llama, mistral, qwen2, qwen3, smollm3"));
+                  "'gemma7' cannot be run; known are gemma, gemma2, gemma3_text, gpt2, llama, mistral, opt, phi3, "
+                  "qwen2, qwen3, smollm3"));
   EXPECT_TRUE(has(with("num_hidden_layers", int64_t{1} << 31), "whole number from 1 to 10000"));
   EXPECT_TRUE(has(with("num_hidden_layers", 3), "lacks tensor 'model.layers.2.input_layernorm.weight'"));
   EXPECT_TRUE(has(with("num_hidden_layers", 1), "has a tensor 'model.layers.1."));
@@ -142,7 +145,7 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
   EXPECT_TRUE(has(with("tie_word_embeddings", false), "lacks tensor 'lm_head.weight'"));
   EXPECT_TRUE(has(with("tie_word_embeddings", 1), "should be true or false"));
   EXPECT_TRUE(has(with("rms_norm_eps", -1), "should be a number above 0"));
-  EXPECT_TRUE(has(with("hidden_act", "gelu"), "hidden_act 'gelu' is not known"));
+  EXPECT_TRUE(has(with("hidden_act", "tan"), "hidden_act 'tan' is not known"));
   EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "spiral"}}), "rope type 'spiral' is not known"));
   EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}}), "has no factor"));
   EXPECT_TRUE(has(with("rope_parameters", json{{"rope_type", "linear"}, {"factor", 0}}), "'factor' is 0"));
@@ -158,7 +161,8 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
   EXPECT_TRUE(
       has(with("rope_parameters", json{{"rope_type", "linear"}, {"factor", 1e300}}), "is that of no model"));
   EXPECT_TRUE(has(scaled("linear", {{"partial_rotary_factor", 0.5}}),
-                  "'partial_rotary_factor' of 'rope_parameters' is not known"));
+                  "a partial_rotary_factor of 0.5 is not known for a llama model"));
+  EXPECT_TRUE(has(scaled("linear", {{"mscale", 0.5}}), "rope_parameters: 'mscale' is not known"));
   EXPECT_TRUE(has(with("rope_scaling", json{{"rope_type", "linear"}, {"factor", 2}}), "leave one"));
   EXPECT_TRUE(has(with("quantization_config", json::object()), "quantized already"));
 }

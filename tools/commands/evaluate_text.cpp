@@ -6,7 +6,9 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "mcompress/base/error.h"
+#include "mcompress/data/text.h"
 #include "mcompress/measure/perplexity.h"
+#include "mcompress/model/decoder.h"
 #include "models.h"
 
 namespace mcompress::cli {

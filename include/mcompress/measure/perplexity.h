@@ -3,11 +3,12 @@
 #include <cstdint>
 #include <optional>
 
-#include "mcompress/data/text.h"
 #include "mcompress/measure/accuracy.h"
-#include "mcompress/model/decoder.h"
 
 namespace mcompress {
+
+class Decoder;
+struct TokenWindows;
 
 // How well a language model predicts text.
 struct TextLoss {

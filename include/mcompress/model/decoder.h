@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,39 +14,74 @@ namespace mcompress {
 
 // How the angles of rotary position embedding are stretched for long texts, as transformers names it
 // (modeling_rope_utils.py).
-enum class RopeScaling { kNone, kLinear, kDynamic, kLlama3, kYarn };
+enum class RopeScaling { kNone, kLinear, kDynamic, kLlama3, kYarn, kLongrope };
 struct Rope {
   double theta = 10000;
   RopeScaling scaling = RopeScaling::kNone;
   double factor = 1;
   double low_freq_factor = 1, high_freq_factor = 4;            // kLlama3
-  double beta_fast = 32, beta_slow = 1, attention_factor = 1;  // kYarn
+  double beta_fast = 32, beta_slow = 1, attention_factor = 1;  // kYarn; the last of kLongrope too
   bool truncate = true;                                        // kYarn: bounds as whole dimensions
-  std::vector<double> divisors = {};  // of each frequency, where the file lists them (GGUF)
-  int64_t original_positions = 0;     // that the model was trained on first
+  // What each frequency is divided by: `divisors`, and beyond the positions that the model was trained on
+  // first `long_divisors`. Empty for 1.
+  std::vector<double> divisors = {}, long_divisors = {};
+  int64_t original_positions = 0;  // that the model was trained on first
 };
 
-// A decoder-only language model of the Llama kind: blocks of attention and a gated feed-forward, each behind
-// an RMSNorm. What sets its architectures apart are these values.
+enum class NormKind { kRms, kOffsetRms, kLayer };  // kOffsetRms: times 1 + weight (Gemma)
+enum class Activation { kSilu, kGelu, kTanhGelu, kRelu };
+
+// What the tensors of an architecture are called, without ".weight" and ".bias". Of a block, they follow
+// `base`, `block`, its number and a dot.
+struct DecoderNames {
+  std::string base = "model.", embedding = "embed_tokens", positions = "", final_norm = "norm";
+  std::string head = "lm_head";  // without the base
+  std::string block = "layers.";
+  std::string attention_norm = "input_layernorm", closing_attention_norm = "";
+  std::string feed_forward_norm = "post_attention_layernorm", closing_feed_forward_norm = "";
+  std::string query = "self_attn.q_proj", key = "self_attn.k_proj", value = "self_attn.v_proj";
+  std::string query_key_value = "";  // where set, one layer, whose rows are the three after each other
+  std::string output = "self_attn.o_proj";
+  std::string query_norm = "self_attn.q_norm", key_norm = "self_attn.k_norm";
+  std::string gate = "mlp.gate_proj", up = "mlp.up_proj", down = "mlp.down_proj";
+  std::string gate_up = "";  // where set, one layer, whose rows are gate and up
+};
+
+// A decoder-only language model: blocks of attention and a feed-forward, each behind a norm. What sets
+// architectures apart are these values.
 struct DecoderConfig {
   std::string model_type;  // "llama"
+  DecoderNames names;
   int64_t vocabulary = 0, width = 0, inner = 0, blocks = 0, heads = 0, kv_heads = 0, head_width = 0;
   int64_t positions = 0;  // that it was trained on
+  NormKind norm = NormKind::kRms;
   double norm_epsilon = 1e-6;
+  bool closing_norms = false;  // what attention and feed-forward give is normalized before it is added
+  bool head_norm = false;      // q and k are normalized a head
+  Activation activation = Activation::kSilu;
+  bool gated = true;  // down(activation(gate(x)) * up(x)); else down(activation(up(x)))
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
-  bool head_norm = false;  // q and k are normalized a head
-  bool tied_head = false;  // the embedding is the output layer too
+  bool transposed = false;  // weights are stored [inputs, outputs]
+  bool tied_head = false;   // the embedding is the output layer too
+  double embedding_scale = 1;
+  std::optional<int64_t> first_position;  // of positions that are learned and added to the embedding
+  double score_scale = 0;                 // of attention; 1 / sqrt(head width) where a file says nothing
+  double score_cap = 0, logit_cap = 0;    // x becomes cap * tanh(x / cap); 0: it stays
   Rope rope;
-  std::vector<bool> rotates;     // by block, whether q and k are rotated
-  std::vector<int64_t> windows;  // by block, how many tokens back attention reaches; 0: all
+  std::optional<Rope> window_rope;  // of blocks with a window, where theirs differs
+  int64_t rotated_width = 0;        // of each head, from its first value on
+  std::vector<bool> rotates;        // by block, whether q and k are rotated
+  std::vector<int64_t> windows;     // by block, how many tokens back attention reaches; 0: all
+
+  std::string block_name(int64_t block) const;  // "model.layers.3."
 };
 
 // Reads a config.json as transformers 4 or 5 writes it. Throws Error(65) for an architecture that is not
 // known, listing those that are, and for numbers that fit no model.
 DecoderConfig read_decoder_config(const std::string& path);
 
-// The model of a Hugging Face folder or a GGUF file (llama, qwen2, qwen3; dequantized as it is read). Its
-// weights stay in the map of the file and are read a block at a time.
+// The model of a Hugging Face folder or a GGUF file (dequantized as it is read). Its weights stay in the map
+// of the file and are read a block at a time.
 class Decoder {
  public:
   // `compute`: float32 or bfloat16. Throws Error(65) where a tensor is missing, has another shape, or is one

@@ -11,54 +11,15 @@ namespace mcompress {
 
 namespace {
 
-// The frequencies 1 / theta^(2i / width), scaled as modeling_rope_utils.py of transformers does. Dynamic
-// scaling begins beyond the positions that the model was trained on.
-std::vector<double> inverse_frequencies(const DecoderConfig& config) {
-  const Rope& rope = config.rope;
-  const auto width = static_cast<double>(config.head_width);
-  const auto original = static_cast<double>(rope.original_positions);
-  std::vector<double> frequencies;
-  for (int64_t i = 0; i < config.head_width / 2; ++i)
-    frequencies.push_back(1 / std::pow(rope.theta, 2 * static_cast<double>(i) / width));
-  for (size_t i = 0; i < rope.divisors.size(); ++i) frequencies[i] /= rope.divisors[i];
-  if (rope.scaling == RopeScaling::kLinear) {
-    for (double& frequency : frequencies) frequency /= rope.factor;
-  }
-  if (rope.scaling == RopeScaling::kLlama3) {
-    for (double& frequency : frequencies) {
-      const double wave = 2 * M_PI / frequency;
-      const double smooth =
-          (original / wave - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
-      const double kept =
-          std::clamp(smooth, 0.0, 1.0);  // 0: long waves, stretched; 1: short ones, as they are
-      frequency *= (1 - kept) / rope.factor + kept;
-    }
-  }
-  if (rope.scaling == RopeScaling::kYarn) {
-    const auto dimension_of = [&](double rotations) {
-      return width * std::log(original / (rotations * 2 * M_PI)) / (2 * std::log(rope.theta));
-    };
-    double low = dimension_of(rope.beta_fast), high = dimension_of(rope.beta_slow);
-    if (rope.truncate) {
-      low = std::floor(low);
-      high = std::ceil(high);
-    }
-    low = std::max(low, 0.0);
-    high = std::min(high, width - 1);
-    if (low == high) high += 0.001;
-    for (size_t i = 0; i < frequencies.size(); ++i) {
-      const double stretched = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
-      frequencies[i] *= stretched / rope.factor + 1 - stretched;
-    }
-  }
-  return frequencies;
-}
-
-// Rotates [n, length, heads, width] by halves: (a, b) to (a cos - b sin, b cos + a sin).
+// Rotates [n, length, heads, width] by halves: (a, b) to (a cos - b sin, b cos + a sin); what is beyond the
+// rotated width stays.
 at::Tensor rotated(const at::Tensor& x, const Rotation& rotation) {
-  const std::vector<at::Tensor> halves = x.chunk(2, -1);
-  const at::Tensor &a = halves[0], &b = halves[1];
-  return at::cat({a * rotation.cosine - b * rotation.sine, b * rotation.cosine + a * rotation.sine}, -1);
+  const int64_t half = rotation.cosine.size(-1), rest = x.size(-1) - 2 * half;
+  const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
+  const at::Tensor first = a * rotation.cosine - b * rotation.sine,
+                   second = b * rotation.cosine + a * rotation.sine;
+  if (rest == 0) return at::cat({first, second}, -1);
+  return at::cat({first, second, x.narrow(-1, 2 * half, rest)}, -1);
 }
 
 // -infinity where token `first` + i may not look at token `from` + j, which is ahead, or `window` or more
@@ -73,11 +34,12 @@ at::Tensor mask_of(int64_t first, int64_t from, int64_t end, int64_t window) {
 // Causal attention of q [n, heads, length, width] to k and v of fewer heads, some queries at a time to the
 // keys that they may see; the heads that share keys are one matrix. On a CPU this takes less time than
 // LibTorch's fused kernel, which computes scores that the mask then hides.
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) {
+at::Tensor attend(const DecoderConfig& config, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  int64_t window) {
   constexpr int64_t kQueries = 64;
   const int64_t n = q.size(0), shared = k.size(1), group = q.size(1) / shared, length = q.size(2),
                 width = q.size(3);
-  const double scale = 1 / std::sqrt(static_cast<double>(width));
+  const double scale = config.score_scale;
   // In float32, and by a power of two, the queries are scaled in place of the scores, which are more.
   int exponent = 0;
   const bool scale_queries = q.scalar_type() == at::kFloat || std::frexp(scale, &exponent) == 0.5;
@@ -92,6 +54,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                   .matmul(seen(k).transpose(-1, -2))
                                   .to(at::kFloat);
     if (!scale_queries) scores.mul_(scale);
+    cap_values(scores, config.score_cap);
     const int64_t open = window > 0 ? from : begin;  // keys before it are seen by all of these queries
     scores.view({n, shared, group, rows, end - from})
         .slice(-1, open - from, end - from)
@@ -128,9 +91,42 @@ bool is_fused(const at::Tensor& weight) {
   return narrow;
 }
 
-at::Tensor pointwise(const Projection& layer, const at::Tensor& x, c10::string_view operation) {
+// What oneDNN calls an activation, and what of two ways to compute it.
+struct Operation {
+  const char *name, *algorithm;
+};
+
+Operation operation_of(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu: return {"swish", ""};
+    case Activation::kGelu: return {"gelu", "none"};
+    case Activation::kTanhGelu: return {"gelu", "tanh"};
+    case Activation::kRelu: return {"relu", ""};
+  }
+  return {"none", ""};
+}
+
+at::Tensor apply(Activation activation, const at::Tensor& x) {
+  switch (activation) {
+    case Activation::kSilu: return at::silu(x);
+    case Activation::kGelu: return at::gelu(x, "none");
+    case Activation::kTanhGelu: return at::gelu(x, "tanh");
+    case Activation::kRelu: return at::relu(x);
+  }
+  return x;
+}
+
+at::Tensor pointwise(const Projection& layer, const at::Tensor& x, Operation operation) {
   static const auto linear = find_operator("mkldnn::_linear_pointwise", "");
-  return linear->typed<Pointwise>().call(x, layer.weight, optional(layer.bias), operation, Attributes(), "");
+  return linear->typed<Pointwise>().call(x, layer.weight, optional(layer.bias), operation.name, Attributes(),
+                                         operation.algorithm);
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon) {
+  const at::Tensor exact = x.to(at::kFloat);
+  const at::Tensor scaled = exact * (exact.square().mean(-1, true) + epsilon).rsqrt();
+  return weight.scalar_type() == at::kFloat ? (scaled * weight).to(x.scalar_type())
+                                            : scaled.to(x.scalar_type()) * weight;
 }
 
 at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
@@ -140,8 +136,8 @@ at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeig
   at::Tensor k = weights.key(x).view({n, length, config.kv_heads, width});
   const at::Tensor v = weights.value(x).view({n, length, config.kv_heads, width});
   if (config.head_norm) {
-    q = rms_norm(q, weights.query_norm, config.norm_epsilon);
-    k = rms_norm(k, weights.key_norm, config.norm_epsilon);
+    q = normalized(config, weights.query_norm, q);
+    k = normalized(config, weights.key_norm, k);
   }
   if (config.rotates[static_cast<size_t>(block)]) {
     q = rotated(q, rotation);
@@ -149,7 +145,7 @@ at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeig
   }
   const int64_t window = config.windows[static_cast<size_t>(block)];
   const auto by_head = [](const at::Tensor& x) { return x.transpose(1, 2).contiguous(); };
-  const at::Tensor mixed = attend(by_head(q), by_head(k), by_head(v), window);
+  const at::Tensor mixed = attend(config, by_head(q), by_head(k), by_head(v), window);
   return mixed.transpose(1, 2).reshape({n, length, config.heads * width});
 }
 
@@ -162,11 +158,12 @@ void Projection::pack(int64_t rows) {
 }
 
 at::Tensor Projection::operator()(const at::Tensor& x) const {
-  return is_fused(weight) ? pointwise(*this, x, "none") : at::linear(x, weight, optional(bias));
+  return is_fused(weight) ? pointwise(*this, x, {"none", ""}) : at::linear(x, weight, optional(bias));
 }
 
-at::Tensor Projection::silu(const at::Tensor& x) const {
-  return is_fused(weight) ? pointwise(*this, x, "swish") : at::silu(at::linear(x, weight, optional(bias)));
+at::Tensor Projection::activated(const at::Tensor& x, Activation activation) const {
+  return is_fused(weight) ? pointwise(*this, x, operation_of(activation))
+                          : apply(activation, at::linear(x, weight, optional(bias)));
 }
 
 at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& x) const {
@@ -175,27 +172,29 @@ at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& x) const 
   return binary->typed<Binary>().call(x, sum, weight, optional(bias), "add");
 }
 
-Rotation rotation_of(const DecoderConfig& config, int64_t length, at::ScalarType compute) {
-  const std::vector<double> frequencies = inverse_frequencies(config);
-  // transformers multiplies positions and frequencies in float32.
-  const at::Tensor angles =
-      at::arange(length, at::kFloat).unsqueeze(1) * at::tensor(frequencies, at::kDouble).to(at::kFloat);
-  const double factor = config.rope.attention_factor;
-  return {(angles.cos() * factor).to(compute).unsqueeze(1), (angles.sin() * factor).to(compute).unsqueeze(1)};
+at::Tensor normalized(const DecoderConfig& config, const Norm& norm, const at::Tensor& x) {
+  if (config.norm == NormKind::kLayer)
+    return at::layer_norm(x, norm.weight.sizes(), norm.weight, norm.bias, config.norm_epsilon);
+  return rms_norm(x, norm.weight, config.norm_epsilon);
 }
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon) {
-  const at::Tensor exact = x.to(at::kFloat);
-  return (exact * (exact.square().mean(-1, true) + epsilon).rsqrt()).to(x.scalar_type()) * weight;
+void cap_values(const at::Tensor& x, double cap) {
+  if (cap > 0) x.div_(cap).tanh_().mul_(cap);
 }
 
 at::Tensor block_forward(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
                          const Rotation& rotation, const at::Tensor& hidden) {
-  const at::Tensor mixed = attention(config, block, weights, rotation,
-                                     rms_norm(hidden, weights.attention_norm, config.norm_epsilon));
-  const at::Tensor middle = weights.output.add_to(hidden, mixed);
-  const at::Tensor x = rms_norm(middle, weights.feed_forward_norm, config.norm_epsilon);
-  return weights.down.add_to(middle, weights.gate.silu(x).mul_(weights.up(x)));
+  const auto add = [&](const Projection& layer, const Norm& closing, const at::Tensor& sum,
+                       const at::Tensor& x) {
+    return config.closing_norms ? sum + normalized(config, closing, layer(x)) : layer.add_to(sum, x);
+  };
+  const at::Tensor mixed =
+      attention(config, block, weights, rotation, normalized(config, weights.attention_norm, hidden));
+  const at::Tensor middle = add(weights.output, weights.closing_attention_norm, hidden, mixed);
+  const at::Tensor x = normalized(config, weights.feed_forward_norm, middle);
+  const at::Tensor inner = config.gated ? weights.gate.activated(x, config.activation).mul_(weights.up(x))
+                                        : weights.up.activated(x, config.activation);
+  return add(weights.down, weights.closing_feed_forward_norm, middle, inner);
 }
 
 }  // namespace mcompress

@@ -14,25 +14,36 @@ struct Projection {
   void pack(int64_t rows);
 
   at::Tensor operator()(const at::Tensor& x) const;
-  at::Tensor silu(const at::Tensor& x) const;                           // of what the layer gives
+  at::Tensor activated(const at::Tensor& x, Activation activation) const;
   at::Tensor add_to(const at::Tensor& sum, const at::Tensor& x) const;  // what the layer gives, and `sum`
 };
 
+// The weights of a norm; `bias` is undefined but for a LayerNorm. Those of kOffsetRms are float32 and have
+// the 1 in them.
+struct Norm {
+  at::Tensor weight, bias;
+};
+
+// Over the last dimension, of what the weights are as wide as: RMSNorm (arXiv:1910.07467) in float32, or
+// LayerNorm.
+at::Tensor normalized(const DecoderConfig& config, const Norm& norm, const at::Tensor& x);
+
+// cap * tanh(x / cap), in place; x where cap is 0.
+void cap_values(const at::Tensor& x, double cap);
+
 // The weights of one block, of the computing type.
 struct BlockWeights {
-  at::Tensor attention_norm, feed_forward_norm, query_norm, key_norm;
+  Norm attention_norm, closing_attention_norm, feed_forward_norm, closing_feed_forward_norm, query_norm,
+      key_norm;
   Projection query, key, value, output, gate, up, down;
 };
 
-// cos and sin [length, 1, head width / 2] of the angles by which positions are rotated, of the computing
+// cos and sin [length, 1, rotated width / 2] of the angles by which positions are rotated, of the computing
 // type.
 struct Rotation {
   at::Tensor cosine, sine;
 };
-Rotation rotation_of(const DecoderConfig& config, int64_t length, at::ScalarType compute);
-
-// x * weight / sqrt(mean(x^2) + epsilon) over the last dimension, computed in float32 (arXiv:1910.07467).
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon);
+Rotation rotation_of(const Rope& rope, int64_t rotated_width, int64_t length, at::ScalarType compute);
 
 // Hidden states [n, length, width] behind one block.
 at::Tensor block_forward(const DecoderConfig& config, int64_t block, const BlockWeights& weights,

@@ -20,39 +20,63 @@ namespace {
 
 constexpr int64_t kTokens = 2048;  // that are run together
 
-// The tensors of a Llama-like checkpoint, by the names that transformers gives them, with their shapes.
+// The tensors of a checkpoint, with their shapes.
 std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
+  const DecoderNames& names = config.names;
   const int64_t width = config.width, attention = config.heads * config.head_width,
                 shared = config.kv_heads * config.head_width;
-  std::map<std::string, Shape> tensors = {{"model.embed_tokens.weight", {config.vocabulary, width}},
-                                          {"model.norm.weight", {width}}};
-  if (!config.tied_head) tensors["lm_head.weight"] = {config.vocabulary, width};
+  const bool norm_bias = config.norm == NormKind::kLayer;
+  std::map<std::string, Shape> tensors;
+  std::string prefix = names.base;
+  const auto add = [&](const std::string& name, const Shape& shape, bool biased = false) {
+    tensors[prefix + name + ".weight"] = shape;
+    if (biased) tensors[prefix + name + ".bias"] = {shape[0]};
+  };
+  const auto add_layer = [&](const std::string& name, int64_t outputs, int64_t inputs, bool biased) {
+    tensors[prefix + name + ".weight"] = config.transposed ? Shape{inputs, outputs} : Shape{outputs, inputs};
+    if (biased) tensors[prefix + name + ".bias"] = {outputs};
+  };
+  add(names.embedding, {config.vocabulary, width});
+  if (config.first_position) add(names.positions, {config.positions + *config.first_position, width});
+  add(names.final_norm, {width}, norm_bias);
+  if (!config.tied_head) tensors[names.head + ".weight"] = {config.vocabulary, width};
   for (int64_t i = 0; i < config.blocks; ++i) {
-    const auto add = [&](const char* name, const Shape& shape, bool biased = false) {
-      const std::string full = fmt::format("model.layers.{}.{}.", i, name);
-      tensors[full + "weight"] = shape;
-      if (biased) tensors[full + "bias"] = {shape[0]};
-    };
-    add("input_layernorm", {width});
-    add("post_attention_layernorm", {width});
-    add("self_attn.q_proj", {attention, width}, config.qkv_bias);
-    add("self_attn.k_proj", {shared, width}, config.qkv_bias);
-    add("self_attn.v_proj", {shared, width}, config.qkv_bias);
-    add("self_attn.o_proj", {width, attention}, config.output_bias);
-    if (config.head_norm) {
-      add("self_attn.q_norm", {config.head_width});
-      add("self_attn.k_norm", {config.head_width});
+    prefix = config.block_name(i);
+    add(names.attention_norm, {width}, norm_bias);
+    add(names.feed_forward_norm, {width}, norm_bias);
+    if (config.closing_norms) {
+      add(names.closing_attention_norm, {width}, norm_bias);
+      add(names.closing_feed_forward_norm, {width}, norm_bias);
     }
-    add("mlp.gate_proj", {config.inner, width}, config.mlp_bias);
-    add("mlp.up_proj", {config.inner, width}, config.mlp_bias);
-    add("mlp.down_proj", {width, config.inner}, config.mlp_bias);
+    if (config.head_norm) {
+      add(names.query_norm, {config.head_width});
+      add(names.key_norm, {config.head_width});
+    }
+    if (names.query_key_value.empty()) {
+      add_layer(names.query, attention, width, config.qkv_bias);
+      add_layer(names.key, shared, width, config.qkv_bias);
+      add_layer(names.value, shared, width, config.qkv_bias);
+    } else {
+      add_layer(names.query_key_value, attention + 2 * shared, width, config.qkv_bias);
+    }
+    add_layer(names.output, width, attention, config.output_bias);
+    if (!names.gate_up.empty()) {
+      add_layer(names.gate_up, 2 * config.inner, width, config.mlp_bias);
+    } else {
+      if (config.gated) add_layer(names.gate, config.inner, width, config.mlp_bias);
+      add_layer(names.up, config.inner, width, config.mlp_bias);
+    }
+    add_layer(names.down, width, config.inner, config.mlp_bias);
   }
   return tensors;
 }
 
 // Buffers that older versions of transformers saved, and the head where it is the embedding.
 bool is_known_extra(const std::string& name, const DecoderConfig& config) {
-  return name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name == "lm_head.weight");
+  const bool mask =
+      config.model_type == "gpt2" && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
+  return mask || name.ends_with("rotary_emb.inv_freq") ||
+         (config.tied_head && name == config.names.head + ".weight");
 }
 
 }  // namespace
@@ -62,7 +86,8 @@ struct Decoder::Impl {
   at::ScalarType compute;
   DecoderConfig config;
   std::unique_ptr<WeightSource> weights;
-  at::Tensor embedding, head, final_norm;
+  at::Tensor embedding, learned_positions, head;
+  Norm final_norm;
 
   Impl(std::string name, at::ScalarType type, OpenedModel model)
       : path(std::move(name)),
@@ -70,10 +95,12 @@ struct Decoder::Impl {
         config(std::move(model.config)),
         weights(std::move(model.weights)) {
     check_tensors();
-    embedding = weights->read("model.embed_tokens.weight");
+    const DecoderNames& names = config.names;
+    embedding = weights->read(names.base + names.embedding + ".weight");
+    if (config.first_position) learned_positions = weights->read(names.base + names.positions + ".weight");
     check_tied();
-    final_norm = tensor("model.norm.weight");
-    head = (config.tied_head ? embedding : weights->read("lm_head.weight")).to(compute);
+    final_norm = load_norm(names.base + names.final_norm);
+    head = (config.tied_head ? embedding : weights->read(names.head + ".weight")).to(compute);
   }
 
   void check_tensors() const {
@@ -97,7 +124,7 @@ struct Decoder::Impl {
 
   // Files may hold the head beside the embedding that it is tied to, if it is the same.
   void check_tied() const {
-    const std::string name = "lm_head.weight";
+    const std::string name = config.names.head + ".weight";
     if (!config.tied_head || !weights->shapes().contains(name)) return;
     const at::Tensor stored = weights->read(name);
     if (stored.sizes() != embedding.sizes() || !stored.equal(embedding))
@@ -107,28 +134,73 @@ struct Decoder::Impl {
 
   at::Tensor tensor(const std::string& name) const { return weights->read(name).to(compute); }
 
-  BlockWeights load_block(int64_t i) const {
-    const std::string prefix = fmt::format("model.layers.{}.", i);
-    const auto weight = [&](const char* name) { return tensor(prefix + name + ".weight"); };
-    const auto projection = [&](const char* name, bool biased) {
-      Projection made = {weight(name), biased ? tensor(prefix + name + ".bias") : at::Tensor()};
-      made.pack(kTokens);
-      return made;
-    };
-    BlockWeights block;
-    block.attention_norm = weight("input_layernorm");
-    block.feed_forward_norm = weight("post_attention_layernorm");
-    if (config.head_norm) {
-      block.query_norm = weight("self_attn.q_norm");
-      block.key_norm = weight("self_attn.k_norm");
+  Norm load_norm(const std::string& name) const {
+    const at::Tensor weight = weights->read(name + ".weight");
+    switch (config.norm) {
+      case NormKind::kRms: return {weight.to(compute), {}};
+      case NormKind::kOffsetRms: return {weight.to(at::kFloat) + 1, {}};
+      case NormKind::kLayer: return {weight.to(compute), tensor(name + ".bias")};
     }
-    block.query = projection("self_attn.q_proj", config.qkv_bias);
-    block.key = projection("self_attn.k_proj", config.qkv_bias);
-    block.value = projection("self_attn.v_proj", config.qkv_bias);
-    block.output = projection("self_attn.o_proj", config.output_bias);
-    block.gate = projection("mlp.gate_proj", config.mlp_bias);
-    block.up = projection("mlp.up_proj", config.mlp_bias);
-    block.down = projection("mlp.down_proj", config.mlp_bias);
+    return {};
+  }
+
+  // The layers whose rows, so many each, one tensor holds.
+  std::vector<Projection> load_layers(const std::string& name, const std::vector<int64_t>& outputs,
+                                      bool biased) const {
+    const at::Tensor stored = weights->read(name + ".weight");
+    const at::Tensor weight = (config.transposed ? stored.t() : stored).to(compute);
+    const at::Tensor bias = biased ? tensor(name + ".bias") : at::Tensor();
+    std::vector<Projection> layers;
+    int64_t first = 0;
+    for (const int64_t rows : outputs) {
+      layers.push_back(
+          {weight.narrow(0, first, rows).contiguous(), biased ? bias.narrow(0, first, rows) : bias});
+      layers.back().pack(kTokens);
+      first += rows;
+    }
+    return layers;
+  }
+
+  BlockWeights load_block(int64_t i) const {
+    const DecoderNames& names = config.names;
+    const std::string prefix = config.block_name(i);
+    const auto norm = [&](const std::string& name) { return load_norm(prefix + name); };
+    const auto layer = [&](const std::string& name, int64_t outputs, bool biased) {
+      return load_layers(prefix + name, {outputs}, biased)[0];
+    };
+    const int64_t attention = config.heads * config.head_width, shared = config.kv_heads * config.head_width;
+    BlockWeights block;
+    block.attention_norm = norm(names.attention_norm);
+    block.feed_forward_norm = norm(names.feed_forward_norm);
+    if (config.closing_norms) {
+      block.closing_attention_norm = norm(names.closing_attention_norm);
+      block.closing_feed_forward_norm = norm(names.closing_feed_forward_norm);
+    }
+    if (config.head_norm) {
+      block.query_norm = norm(names.query_norm);
+      block.key_norm = norm(names.key_norm);
+    }
+    if (names.query_key_value.empty()) {
+      block.query = layer(names.query, attention, config.qkv_bias);
+      block.key = layer(names.key, shared, config.qkv_bias);
+      block.value = layer(names.value, shared, config.qkv_bias);
+    } else {
+      const auto all =
+          load_layers(prefix + names.query_key_value, {attention, shared, shared}, config.qkv_bias);
+      block.query = all[0];
+      block.key = all[1];
+      block.value = all[2];
+    }
+    block.output = layer(names.output, config.width, config.output_bias);
+    if (!names.gate_up.empty()) {
+      const auto both = load_layers(prefix + names.gate_up, {config.inner, config.inner}, config.mlp_bias);
+      block.gate = both[0];
+      block.up = both[1];
+    } else {
+      if (config.gated) block.gate = layer(names.gate, config.inner, config.mlp_bias);
+      block.up = layer(names.up, config.inner, config.mlp_bias);
+    }
+    block.down = layer(names.down, config.width, config.mlp_bias);
     return block;
   }
 };
@@ -148,19 +220,33 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
   if (least < 0 || largest >= impl_->config.vocabulary)
     throw bad_data("token id {} is outside the model's vocabulary of {}; the tokenizer is another model's",
                    least < 0 ? least : largest, impl_->config.vocabulary);
-  return at::embedding(impl_->embedding, ids).to(impl_->compute);
+  const DecoderConfig& config = impl_->config;
+  at::Tensor hidden = at::embedding(impl_->embedding, ids).to(impl_->compute);
+  // Rounded to the computing type first, as transformers does.
+  if (config.embedding_scale != 1) hidden.mul_(at::tensor(config.embedding_scale).to(impl_->compute));
+  if (config.first_position) {
+    if (ids.size(1) > config.positions)
+      throw bad_data(
+          "'{}' has learned {} positions, and a window has {} tokens; use a --seqlen of at most that",
+          impl_->path, config.positions, ids.size(1));
+    hidden += impl_->learned_positions.narrow(0, *config.first_position, ids.size(1)).to(impl_->compute);
+  }
+  return hidden;
 }
 
 void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_window) const {
   const c10::InferenceMode guard;
   const BlockWeights weights = impl_->load_block(block);
   const int64_t count = hidden.size(0), length = hidden.size(1);
-  const Rotation rotation = rotation_of(impl_->config, length, impl_->compute);
+  const DecoderConfig& config = impl_->config;
+  const bool windowed = config.windows[static_cast<size_t>(block)] > 0 && config.window_rope;
+  const Rotation rotation =
+      rotation_of(windowed ? *config.window_rope : config.rope, config.rotated_width, length, impl_->compute);
   const int64_t together = std::max<int64_t>(1, kTokens / length);
   for (int64_t begin = 0; begin < count; begin += together) {
     check_interrupt();
     const at::Tensor part = hidden.slice(0, begin, std::min(begin + together, count));
-    const at::Tensor result = block_forward(impl_->config, block, weights, rotation, part);
+    const at::Tensor result = block_forward(config, block, weights, rotation, part);
     if (!result.sum({1, 2}, false, at::kFloat).isfinite().all().item<bool>()) {
       for (int64_t i = 0; i < result.size(0); ++i) {
         if (!result[i].isfinite().all().item<bool>())
@@ -170,13 +256,15 @@ void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_w
     }
     part.copy_(result);
   }
-  impl_->weights->give_back(fmt::format("model.layers.{}.", block));
+  impl_->weights->give_back(config.block_name(block));
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
   const Projection head = {impl_->head, {}};
-  return head(rms_norm(hidden, impl_->final_norm, impl_->config.norm_epsilon)).to(at::kFloat);
+  at::Tensor values = head(normalized(impl_->config, impl_->final_norm, hidden)).to(at::kFloat);
+  cap_values(values, impl_->config.logit_cap);
+  return values;
 }
 
 }  // namespace mcompress

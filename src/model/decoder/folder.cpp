@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "mcompress/base/error.h"
 #include "mcompress/model/checkpoint.h"
 #include "source.h"
@@ -40,7 +42,14 @@ class FolderSource : public WeightSource {
 
 OpenedModel open_folder(const std::string& path) {
   DecoderConfig config = read_decoder_config(path + "/config.json");
-  return {std::move(config), std::make_unique<FolderSource>(path)};
+  auto weights = std::make_unique<FolderSource>(path);
+  // Without its head a model is saved without the name of its body: "wte", not "transformer.wte".
+  const auto has = [&](const std::string& name) { return weights->shapes().contains(name + ".weight"); };
+  DecoderNames& names = config.names;
+  const std::string outer = names.base.substr(0, names.base.find('.') + 1),
+                    inner = names.base.substr(outer.size());
+  if (!has(names.base + names.embedding) && has(inner + names.embedding)) names.base = inner;
+  return {std::move(config), std::move(weights)};
 }
 
 }  // namespace mcompress

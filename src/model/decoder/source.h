@@ -7,13 +7,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "mcompress/formats/gguf.h"
 #include "mcompress/model/decoder.h"
 
 namespace mcompress {
 
 using Shape = std::vector<int64_t>;
 
-// A file or folder with the tensors of a model, by the names that transformers gives them.
+// A file or folder with the tensors of a model.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -39,5 +40,9 @@ struct OpenedModel {
 // Throw Error(65) where the tensors are none to compute with.
 OpenedModel open_folder(const std::string& path);
 OpenedModel open_gguf(const std::string& path);
+
+// What the metadata says of the model, and where the tensors of GGUF (llama.cpp, constants.py of gguf-py)
+// stand in it. Throws Error(65) for an architecture that is not known, with those that are.
+DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path);
 
 }  // namespace mcompress

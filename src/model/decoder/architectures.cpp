@@ -1,0 +1,295 @@
+#include <array>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "architecture.h"
+#include "mcompress/base/error.h"
+#include "rope_config.h"
+
+namespace mcompress {
+
+namespace {
+
+using nlohmann::json;
+
+// Refuses a model with a switch that changes what it computes and is not implemented.
+void refuse_unless(bool expected, const ConfigKeys& keys, const char* key, bool otherwise) {
+  if (keys.flag(key, otherwise) != expected)
+    throw bad_data("{}: a {} model with '{}' {} cannot be run", keys.name(), keys.text("model_type", ""), key,
+                   !expected);
+}
+
+// Reads which blocks attend to a window only: layer_types names them, or else `is_windowed` tells.
+void read_windows(const ConfigKeys& keys, int64_t default_window,
+                  const std::function<bool(size_t block)>& is_windowed, DecoderConfig& config) {
+  // Where the key is null there is no window; where it is absent the architecture's own.
+  const int64_t window =
+      keys.is_null("sliding_window") ? 0 : keys.count("sliding_window", default_window, int64_t{1} << 32);
+  const auto blocks = static_cast<size_t>(config.blocks);
+  const bool named = keys.has("layer_types");
+  if (named && (!keys["layer_types"].is_array() || keys["layer_types"].size() != blocks))
+    throw bad_data("{}: 'layer_types' is not a list of {} texts", keys.name(), blocks);
+  for (size_t i = 0; i < blocks; ++i) {
+    bool windowed = window > 0 && is_windowed(i);
+    if (named) {
+      const json& type = keys["layer_types"][i];
+      if (type != "sliding_attention" && type != "full_attention")
+        throw bad_data("{}: attention {} of layer {} is not known", keys.name(), type.dump(), i);
+      windowed = type == "sliding_attention";
+      if (windowed && window == 0)
+        throw bad_data("{}: layer {} has sliding_attention, and 'sliding_window' is missing", keys.name(), i);
+    }
+    config.windows[i] = windowed ? window : 0;
+  }
+}
+
+// Qwen's windows are on the blocks from max_window_layers on.
+void read_qwen_windows(const ConfigKeys& keys, DecoderConfig& config) {
+  if (!keys.flag("use_sliding_window", false)) return;
+  const int64_t first = keys.count("max_window_layers", 28, int64_t{1} << 24, 0);
+  read_windows(
+      keys, 4096, [&](size_t block) { return static_cast<int64_t>(block) >= first; }, config);
+}
+
+// Blocks without positions (SmolLM3): a list of ones and zeros, or every so many blocks.
+void read_rotations(const ConfigKeys& keys, DecoderConfig& config) {
+  const auto blocks = static_cast<size_t>(config.blocks);
+  const int64_t interval = keys.count("no_rope_layer_interval", 4);
+  for (size_t i = 0; i < blocks; ++i) config.rotates[i] = (static_cast<int64_t>(i) + 1) % interval != 0;
+  if (!keys.has("no_rope_layers")) return;
+  const json& layers = keys["no_rope_layers"];
+  if (!layers.is_array() || layers.size() != blocks)
+    throw bad_data("{}: 'no_rope_layers' is not a list of {} numbers", keys.name(), blocks);
+  for (size_t i = 0; i < blocks; ++i) {
+    if (!layers[i].is_number_integer() || (layers[i] != 0 && layers[i] != 1))
+      throw bad_data("{}: 'no_rope_layers' has {} for layer {}, and should have 0 or 1", keys.name(),
+                     layers[i].dump(), i);
+    config.rotates[i] = layers[i] == 1;
+  }
+}
+
+// Biases of q, k, v and the output layer.
+void read_attention_bias(const ConfigKeys& keys, DecoderConfig& config) {
+  config.qkv_bias = config.output_bias = keys.flag("attention_bias", false);
+}
+
+// arXiv:2403.08295. Norms multiply by 1 + weight, and the embedding is scaled.
+void read_gemma(const ConfigKeys& keys, DecoderConfig& config) {
+  refuse_unless(false, keys, "use_bidirectional_attention", false);
+  read_attention_bias(keys, config);
+  config.norm = NormKind::kOffsetRms;
+  config.embedding_scale = std::sqrt(static_cast<double>(config.width));
+}
+
+// arXiv:2408.00118. Norms on both sides of a layer; scores and logits are capped.
+void read_gemma2(const ConfigKeys& keys, DecoderConfig& config) {
+  read_gemma(keys, config);
+  config.closing_norms = true;
+  config.names.closing_attention_norm = "post_attention_layernorm";
+  config.names.feed_forward_norm = "pre_feedforward_layernorm";
+  config.names.closing_feed_forward_norm = "post_feedforward_layernorm";
+  config.score_scale = 1 / std::sqrt(keys.number("query_pre_attn_scalar", 256));
+  const bool caps = config.model_type == "gemma2";
+  config.score_cap =
+      keys.is_null("attn_logit_softcapping") ? 0 : keys.number("attn_logit_softcapping", caps ? 50 : 0);
+  config.logit_cap =
+      keys.is_null("final_logit_softcapping") ? 0 : keys.number("final_logit_softcapping", caps ? 30 : 0);
+  const int64_t pattern = caps ? 2 : keys.count("sliding_window_pattern", 6);
+  read_windows(
+      keys, 4096, [&](size_t block) { return (static_cast<int64_t>(block) + 1) % pattern != 0; }, config);
+}
+
+// arXiv:2503.19786. Blocks with a window have a rotation of their own.
+void read_gemma3(const ConfigKeys& keys, DecoderConfig& config) {
+  read_gemma2(keys, config);
+  config.head_norm = true;
+  RopeDefaults local = {keys.number("rope_local_base_freq", 10000), config.positions, config.head_width};
+  config.window_rope = Rope{.theta = local.theta};
+  if (!keys.has("rope_parameters") || !keys["rope_parameters"].contains("sliding_attention")) return;
+  const json& both = keys["rope_parameters"];
+  for (const auto& [key, rope] :
+       {std::pair("full_attention", &config.rope), std::pair("sliding_attention", &*config.window_rope)}) {
+    if (!both.contains(key) || !both[key].is_object())
+      throw bad_data("{}: 'rope_parameters' has no object '{}'", keys.name(), key);
+    const std::string name = fmt::format("{}, rope_parameters, {}", keys.name(), key);
+    *rope = read_rope_object(
+        keys, both[key], name,
+        rope == &config.rope ? RopeDefaults{1e6, local.positions, local.rotated_width} : local);
+  }
+}
+
+void read_phi3(const ConfigKeys& keys, DecoderConfig& config) {
+  config.names.query_key_value = "self_attn.qkv_proj";
+  config.names.gate_up = "mlp.gate_up_proj";
+  read_windows(
+      keys, 0, [](size_t) { return true; }, config);
+}
+
+// Layers with biases behind LayerNorms, no gate, and positions that are learned: GPT-2 and OPT.
+void read_ungated(DecoderConfig& config) {
+  config.norm = NormKind::kLayer;
+  config.gated = false;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  config.first_position = 0;
+  config.kv_heads = config.heads;
+  config.rotates.assign(static_cast<size_t>(config.blocks), false);
+}
+
+void read_gpt2(const ConfigKeys& keys, DecoderConfig& config) {
+  refuse_unless(true, keys, "scale_attn_weights", true);
+  refuse_unless(false, keys, "scale_attn_by_inverse_layer_idx", false);
+  refuse_unless(false, keys, "add_cross_attention", false);
+  read_ungated(config);
+  config.transposed = true;
+  DecoderNames& names = config.names;
+  names.base = "transformer.";
+  names.embedding = "wte";
+  names.positions = "wpe";
+  names.final_norm = "ln_f";
+  names.block = "h.";
+  names.attention_norm = "ln_1";
+  names.feed_forward_norm = "ln_2";
+  names.query_key_value = "attn.c_attn";
+  names.output = "attn.c_proj";
+  names.up = "mlp.c_fc";
+  names.down = "mlp.c_proj";
+}
+
+void read_opt(const ConfigKeys& keys, DecoderConfig& config) {
+  refuse_unless(true, keys, "do_layer_norm_before", true);
+  refuse_unless(true, keys, "layer_norm_elementwise_affine", true);
+  refuse_unless(false, keys, "_remove_final_layer_norm", false);
+  const int64_t embedded = keys.count("word_embed_proj_dim", config.width);
+  if (embedded != config.width)
+    throw bad_data("{}: an embedding of width {}, projected to {}, cannot be run", keys.name(), embedded,
+                   config.width);
+  read_ungated(config);
+  if (!keys.flag("enable_bias", true)) config.qkv_bias = config.output_bias = config.mlp_bias = false;
+  config.first_position = 2;  // the first two rows are of padding
+  DecoderNames& names = config.names;
+  names.base = "model.decoder.";
+  names.positions = "embed_positions";
+  names.final_norm = "final_layer_norm";
+  names.attention_norm = "self_attn_layer_norm";
+  names.feed_forward_norm = "final_layer_norm";
+  names.output = "self_attn.out_proj";
+  names.up = "fc1";
+  names.down = "fc2";
+}
+
+const std::vector<Architecture>& architectures() {
+  static const std::vector<Architecture> kKnown = {
+      {.model_type = "gemma",
+       .read = read_gemma,
+       .kv_heads = 16,
+       .head_width = 256,
+       .positions = 8192,
+       .activation = "gelu_pytorch_tanh",
+       .tied_head = true},
+      {.model_type = "gemma2",
+       .read = read_gemma2,
+       .keys = {.activation = "hidden_activation"},
+       .kv_heads = 4,
+       .head_width = 256,
+       .positions = 8192,
+       .activation = "gelu_pytorch_tanh",
+       .tied_head = true},
+      {.model_type = "gemma3_text",
+       .read = read_gemma3,
+       .keys = {.activation = "hidden_activation"},
+       .kv_heads = 4,
+       .head_width = 256,
+       .positions = 131072,
+       .theta = 1e6,
+       .activation = "gelu_pytorch_tanh",
+       .tied_head = true},
+      {.model_type = "gpt2",
+       .read = read_gpt2,
+       .keys = {.width = "n_embd",
+                .inner = "n_inner",
+                .blocks = "n_layer",
+                .heads = "n_head",
+                .positions = "n_positions",
+                .epsilon = "layer_norm_epsilon",
+                .activation = "activation_function"},
+       .positions = 1024,
+       .norm_epsilon = 1e-5,
+       .activation = "gelu_new",
+       .tied_head = true},
+      {.model_type = "llama",
+       .read =
+           [](const ConfigKeys& keys, DecoderConfig& config) {
+             read_attention_bias(keys, config);
+             config.mlp_bias = keys.flag("mlp_bias", false);
+           }},
+      {.model_type = "mistral",
+       .read =
+           [](const ConfigKeys& keys, DecoderConfig& config) {
+             read_windows(
+                 keys, 4096, [](size_t) { return true; }, config);
+           },
+       .kv_heads = 8,
+       .positions = 4096 * 32},
+      {.model_type = "opt",
+       .read = read_opt,
+       .keys = {.inner = "ffn_dim", .epsilon = "", .activation = "activation_function"},
+       .norm_epsilon = 1e-5,
+       .activation = "relu",
+       .tied_head = true},
+      {.model_type = "phi3",
+       .read = read_phi3,
+       .positions = 4096,
+       .norm_epsilon = 1e-5,
+       .rotates_parts = true},
+      {.model_type = "qwen2",
+       .read =
+           [](const ConfigKeys& keys, DecoderConfig& config) {
+             config.qkv_bias = true;
+             read_qwen_windows(keys, config);
+           },
+       .kv_heads = 32,
+       .positions = 32768},
+      {.model_type = "qwen3",
+       .read =
+           [](const ConfigKeys& keys, DecoderConfig& config) {
+             config.head_norm = true;
+             read_attention_bias(keys, config);
+             read_qwen_windows(keys, config);
+           },
+       .kv_heads = 32,
+       .head_width = 128,
+       .positions = 32768},
+      {.model_type = "smollm3",
+       .read =
+           [](const ConfigKeys& keys, DecoderConfig& config) {
+             read_attention_bias(keys, config);
+             config.mlp_bias = keys.flag("mlp_bias", false);
+             read_rotations(keys, config);
+             if (!keys.flag("use_sliding_window", false)) return;
+             read_windows(
+                 keys, 0, [&](size_t block) { return !config.rotates[block]; }, config);
+           },
+       .kv_heads = 4,
+       .positions = 32768,
+       .theta = 2e6,
+       .tied_head = true},
+  };
+  return kKnown;
+}
+
+}  // namespace
+
+const Architecture& architecture_of(const std::string& model_type, const std::string& name) {
+  std::vector<std::string_view> known;
+  for (const Architecture& architecture : architectures()) {
+    if (architecture.model_type == model_type) return architecture;
+    known.push_back(architecture.model_type);
+  }
+  throw bad_data("{}: model type '{}' cannot be run; known are {}", name, model_type, fmt::join(known, ", "));
+}
+
+}  // namespace mcompress
