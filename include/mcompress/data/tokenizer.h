@@ -32,7 +32,7 @@ class Tokenizer {
   std::string decode(const std::vector<int32_t>& ids) const;
 
   int64_t size() const;      // one more than the largest id
-  std::string kind() const;  // "byte-level BPE"
+  std::string kind() const;  // "byte-level BPE", "SentencePiece unigram", ...
 
  private:
   std::unique_ptr<const Parts> parts_;
@@ -42,10 +42,12 @@ class Tokenizer {
 // file and for steps that are not implemented, which it names.
 Tokenizer read_tokenizer_json(std::string_view text, const std::string& name);
 
-// Makes the tokenizer that the metadata of a GGUF file describes: byte-level BPE, model "gpt2".
+// Makes the tokenizer that the metadata of a GGUF file describes: byte-level BPE (model "gpt2") or SentencePiece
+// ("llama").
 Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& path);
 
-// Reads the tokenizer of a Hugging Face folder or a GGUF file. Throws Error: 66 where there is none, 65.
+// Reads the tokenizer of a Hugging Face folder (tokenizer.json, else tokenizer.model, else vocab.json with
+// merges.txt) or a GGUF file. Throws Error: 66 where there is none, 65.
 Tokenizer load_tokenizer(const std::string& path);
 bool has_tokenizer(const std::string& path);
 

@@ -1,7 +1,10 @@
 #include "bpe.h"
 
+#include <algorithm>
 #include <limits>
 #include <queue>
+
+#include "unicode.h"
 
 namespace mcompress {
 
@@ -13,17 +16,28 @@ uint64_t key_of(int32_t left, int32_t right) {
 
 }  // namespace
 
-Bpe::Bpe(StringMap<int32_t> tokens, const std::vector<Merge>& merges, bool whole_first)
-    : tokens_(std::move(tokens)), whole_first_(whole_first) {
+void Unknown::append(std::string_view character, std::vector<int32_t>& ids) const {
+  const auto token_of = [&](char byte) { return bytes[static_cast<unsigned char>(byte)]; };
+  const bool falls_back = !bytes.empty() && std::all_of(character.begin(), character.end(),
+                                                        [&](char byte) { return token_of(byte) >= 0; });
+  if (falls_back) {
+    for (const char byte : character) ids.push_back(token_of(byte));
+  } else if (id >= 0 && !(fused && !ids.empty() && ids.back() == id)) {
+    ids.push_back(id);
+  }
+}
+
+Bpe::Bpe(StringMap<int32_t> tokens, const std::vector<Merge>& merges, Start start, Unknown unknown,
+         bool whole_first)
+    : tokens_(std::move(tokens)), start_(start), unknown_(std::move(unknown)), whole_first_(whole_first) {
   for (int byte = 0; byte < 256; ++byte) {
     const auto found = tokens_.find(std::string(1, static_cast<char>(byte)));
     bytes_.push_back(found == tokens_.end() ? -1 : found->second);
   }
   merges_.reserve(merges.size());
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
+  for (const Merge& merge : merges) {
     // Of a pair that is listed twice the last counts, as in the tokenizers library.
-    merges_.insert_or_assign(key_of(merges[rank].left, merges[rank].right),
-                             Target{static_cast<int32_t>(rank), merges[rank].result});
+    merges_.insert_or_assign(key_of(merge.left, merge.right), Target{merge.rank, merge.result});
   }
 }
 
@@ -99,6 +113,22 @@ void Bpe::merge_many(std::vector<int32_t>& symbols) const {
   std::erase(symbols, kGone);
 }
 
+std::vector<int32_t> Bpe::start(std::string_view piece) const {
+  std::vector<int32_t> symbols;
+  symbols.reserve(piece.size());
+  for (size_t at = 0; at < piece.size();) {
+    const size_t bytes = start_ == Start::kBytes ? 1 : character_at(piece, at).bytes;
+    const std::string_view part = piece.substr(at, bytes);
+    const auto found = bytes == 1 ? tokens_.end() : tokens_.find(part);
+    const int32_t id = bytes == 1               ? bytes_[static_cast<unsigned char>(piece[at])]
+                       : found == tokens_.end() ? -1
+                                                : found->second;
+    id < 0 ? unknown_.append(part, symbols) : symbols.push_back(id);
+    at += bytes;
+  }
+  return symbols;
+}
+
 void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   if (whole_first_) {
     const auto whole = tokens_.find(piece);
@@ -107,12 +137,7 @@ void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
       return;
     }
   }
-  std::vector<int32_t> symbols;
-  symbols.reserve(piece.size());
-  for (const char byte : piece) {
-    const int32_t id = bytes_[static_cast<unsigned char>(byte)];
-    if (id >= 0) symbols.push_back(id);
-  }
+  std::vector<int32_t> symbols = start(piece);
   constexpr size_t kFew = 48;
   symbols.size() <= kFew ? merge_few(symbols) : merge_many(symbols);
   ids.insert(ids.end(), symbols.begin(), symbols.end());

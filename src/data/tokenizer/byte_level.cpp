@@ -36,8 +36,8 @@ std::optional<std::string> bytes_in(std::string_view token) {
 
 }  // namespace
 
-Bpe byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& name,
-                   std::unordered_map<int32_t, std::string>& bytes_of) {
+std::unique_ptr<const Bpe> byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& name,
+                                          std::unordered_map<int32_t, std::string>& bytes_of) {
   StringMap<int32_t> ids;
   ids.reserve(vocabulary.tokens.size());
   for (const auto& [token, id] : vocabulary.tokens) {
@@ -57,9 +57,11 @@ Bpe byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& nam
                        pair.first, pair.second, token);
       return found->second;
     };
-    merges.push_back({id_of(pair.first), id_of(pair.second), id_of(pair.first + pair.second)});
+    merges.push_back({id_of(pair.first), id_of(pair.second), id_of(pair.first + pair.second),
+                      static_cast<int32_t>(merges.size())});
   }
-  return {std::move(ids), merges, vocabulary.whole_first};
+  // A byte that no token stands for is left out, as the tokenizers library does.
+  return std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kBytes, Unknown(), vocabulary.whole_first);
 }
 
 }  // namespace mcompress

@@ -1,31 +1,29 @@
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include "added_tokens.h"
 #include "bpe.h"
 #include "mcompress/data/tokenizer.h"
-#include "pre_tokenizer.h"
+#include "normalizer.h"
+#include "piece_model.h"
+#include "split_step.h"
 
 namespace mcompress {
-
-// A split, before which a space may be put in front of the text.
-struct SplitStep {
-  Split split;
-  bool prefix_space = false;
-};
 
 // The steps of a tokenizer in the order in which text passes through them.
 struct Tokenizer::Parts {
   AddedTokens in_raw_text, in_normalized_text;
-  std::vector<std::function<std::string(std::string_view)>> normalizers;
+  std::vector<Normalizer> normalizers;
   std::vector<SplitStep> splits;
-  Bpe model;
+  std::unique_ptr<const PieceModel> model;
   std::vector<int32_t> before, after;  // special tokens around a single text
   std::unordered_map<int32_t, std::string> bytes_of;
   std::string kind;
@@ -41,7 +39,10 @@ struct ByteLevelVocabulary {
 
 // Bytes to id, and the model. Throws Error(65) naming `name` for ids that two tokens share, and for merges of
 // what is no token.
-Bpe byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& name,
-                   std::unordered_map<int32_t, std::string>& bytes_of);
+std::unique_ptr<const Bpe> byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& name,
+                                          std::unordered_map<int32_t, std::string>& bytes_of);
+
+// Makes the tokenizer that a parsed tokenizer.json describes.
+Tokenizer tokenizer_of_json(const nlohmann::json& root, const std::string& name);
 
 }  // namespace mcompress

@@ -16,45 +16,47 @@ class Encoder {
   explicit Encoder(const Tokenizer::Parts& parts) : parts_(parts) {}
 
   void add(std::string_view text) {
+    bool at_start = true;
     for (const auto& part : parts_.in_raw_text.split(text)) {
-      part.token == nullptr ? add_raw(part.text) : ids_.push_back(part.token->id);
+      part.token == nullptr ? add_raw(part.text, at_start) : ids_.push_back(part.token->id);
+      at_start = false;
     }
   }
   std::vector<int32_t> take() { return std::move(ids_); }
 
  private:
-  void add_raw(std::string_view text) {
-    if (parts_.normalizers.empty()) return add_normalized(text);
+  void add_raw(std::string_view text, bool at_start) {
+    if (parts_.normalizers.empty()) return add_normalized(text, at_start);
     std::string normalized(text);
     for (const auto& normalize : parts_.normalizers) normalized = normalize(normalized);
-    add_normalized(normalized);
+    add_normalized(normalized, at_start);
   }
 
-  void add_normalized(std::string_view text) {
+  void add_normalized(std::string_view text, bool at_start) {
     for (const auto& part : parts_.in_normalized_text.split(text)) {
-      part.token == nullptr ? split(part.text, 0) : ids_.push_back(part.token->id);
+      part.token == nullptr ? split(part.text, at_start, 0) : ids_.push_back(part.token->id);
+      at_start = false;
     }
   }
 
-  void split(std::string_view text, size_t step) {
+  void split(std::string_view text, bool at_start, size_t step) {
+    if (text.empty()) return;
     if (step == parts_.splits.size()) return add_piece(text);
-    const SplitStep& next = parts_.splits[step];
-    const auto use = [&](std::string_view piece) { split(piece, step + 1); };
-    if (next.prefix_space && !text.starts_with(' ')) {
-      split_text(next.split, " " + std::string(text), use);
-    } else {
-      split_text(next.split, text, use);
-    }
+    const UsePiece use = [&](std::string_view piece) {
+      split(piece, at_start, step + 1);
+      at_start = false;
+    };
+    parts_.splits[step](text, at_start, use);
   }
 
   void add_piece(std::string_view piece) {
     constexpr size_t kLongestWord = 64, kWords = size_t{1} << 17U;
-    if (piece.size() > kLongestWord) return parts_.model.encode(piece, ids_);
+    if (piece.size() > kLongestWord) return parts_.model->encode(piece, ids_);
     auto found = words_.find(piece);
     if (found == words_.end()) {
       if (words_.size() == kWords) words_.clear();
       std::vector<int32_t> ids;
-      parts_.model.encode(piece, ids);
+      parts_.model->encode(piece, ids);
       found = words_.emplace(piece, std::move(ids)).first;
     }
     ids_.insert(ids_.end(), found->second.begin(), found->second.end());

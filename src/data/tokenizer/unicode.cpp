@@ -76,9 +76,19 @@ void check_utf8(std::string_view text) {
   }
 }
 
-std::string compose(std::string_view text) {
+bool is_punctuation(int32_t code) {
+  if (code < kAscii) return code > ' ' && code < 0x7F && class_of(code) == CharClass::kOther;
+  const auto category = utf8proc_category(code);
+  return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
+}
+
+std::string normal_form(std::string_view text, NormalForm form) {
+  const bool composes = form == NormalForm::kNfc || form == NormalForm::kNfkc;
+  const bool compatible = form == NormalForm::kNfkc || form == NormalForm::kNfkd;
+  const auto options =
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | (composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
+                                     (compatible ? UTF8PROC_COMPAT : 0));
   utf8proc_uint8_t* result = nullptr;
-  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
   const auto size = utf8proc_map(as_code_units(text), static_cast<long>(text.size()), &result, options);
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, std::free);
   if (size < 0) throw bad_data("the text cannot be normalized: {}", utf8proc_errmsg(size));

@@ -24,7 +24,10 @@ bool is_word(int32_t code);  // \w: letters, marks, decimal and letter numbers, 
 // Throws Error(65) naming the offset of the first byte that is no UTF-8.
 void check_utf8(std::string_view text);
 
-// Unicode's normalization form C.
-std::string compose(std::string_view text);
+bool is_punctuation(
+    int32_t code);  // categories P*, and all of ASCII that is no letter, digit, space or control
+
+enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
+std::string normal_form(std::string_view text, NormalForm form);
 
 }  // namespace mcompress
