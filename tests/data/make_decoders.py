@@ -44,14 +44,14 @@ MODELS = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, dict(tie_word_embeddings=True)),
     "qwen2_window": (Qwen2Config, Qwen2ForCausalLM, dict(use_sliding_window=True, sliding_window=70, max_window_layers=1)),
     "gemma": (GemmaConfig, GemmaForCausalLM, GEMMA),
-    "gemma2_window": (Gemma2Config, Gemma2ForCausalLM, dict(sliding_window=20, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
+    "gemma2_window": (Gemma2Config, Gemma2ForCausalLM, dict(sliding_window=20, query_pre_attn_scalar=8, attn_logit_softcapping=2.0,
                                                             final_logit_softcapping=5.0, **GEMMA)),
     "gemma3_window": (Gemma3TextConfig, Gemma3ForCausalLM, dict(
         sliding_window=20, query_pre_attn_scalar=12, num_hidden_layers=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
                          "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}, **GEMMA)),
     "gemma3_v4": (Gemma3TextConfig, Gemma3ForCausalLM, dict(
-        sliding_window=20, num_hidden_layers=6,
+        sliding_window=20, num_hidden_layers=6, query_pre_attn_scalar=8,
         rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
                          "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}, **GEMMA)),
     "gpt2": (GPT2Config, GPT2LMHeadModel, {}),

@@ -5,7 +5,9 @@
 
 blocks.gguf holds one tensor of each type that we read, of random bytes as blocks (fields of scales kept small), and
 blocks.safetensors their values by gguf.quants.dequantize. llama.gguf is decoders/llama with q and k in llama.cpp's
-row order, all matrices F16 but the embedding, and the tokenizer of tokenizers/gpt2.json.
+row order, all matrices F16 but the embedding, and the tokenizer of tokenizers/gpt2.json. The other files are decoders/NAME as
+convert_hf_to_gguf.py of llama.cpp writes them, in F32, by the names of the package's own map; gemma2_window has the
+SentencePiece tokenizer of tokenizers/sp_bpe.
 """
 import json
 from pathlib import Path
@@ -98,7 +100,104 @@ def llama():
     writer.close()
 
 
+def sentencepiece_pieces(path):
+    """(text, score, type) of each piece: field 1 of the model, whose fields are 1, 2 and 3."""
+    def fields(data):
+        at = 0
+        def varint():
+            nonlocal at
+            value = shift = 0
+            while True:
+                byte = data[at]
+                at += 1
+                value |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    return value
+        while at < len(data):
+            key = varint()
+            size = {0: 0, 1: 8, 5: 4}.get(key & 7)
+            if key & 7 == 0:
+                yield key >> 3, varint()
+                continue
+            size = varint() if size is None else size
+            yield key >> 3, data[at:at + size]
+            at += size
+    for number, value in fields(path.read_bytes()):
+        if number == 1:
+            piece = dict(fields(value))
+            yield piece[1].decode(), float(np.frombuffer(piece.get(2, bytes(4)), "<f4")[0]), piece.get(3, 1)
+
+
+OTHERS = {"gemma2_window": "gemma2", "gemma3_v4": "gemma3", "gpt2": "gpt2", "phi3_long_window": "phi3", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+def other(name, architecture):
+    config = json.loads((HERE / f"decoders/{name}/config.json").read_text())
+    tensors = load_file(HERE / f"decoders/{name}/model.safetensors")
+    def value(*keys):
+        return next((config[key] for key in keys if config.get(key) is not None), None)
+    blocks = value("num_hidden_layers", "n_layer")
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), blocks)
+    writer = gguf.GGUFWriter(OUT / f"{name}.gguf", architecture)
+    writer.add_block_count(blocks)
+    writer.add_context_length(value("max_position_embeddings", "n_positions"))
+    writer.add_embedding_length(value("hidden_size", "n_embd"))
+    writer.add_feed_forward_length(4 * config["n_embd"] if architecture == "gpt2" else config["intermediate_size"])
+    writer.add_head_count(value("num_attention_heads", "n_head"))
+    if architecture == "gpt2":
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_freq_base(value("rope_theta") or config["rope_parameters"]["rope_theta"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if architecture == "gemma3":
+        writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config["rope_scaling"]["factor"])
+    if architecture == "phi3":
+        rope = config["rope_parameters"]
+        width = config["hidden_size"] // config["num_attention_heads"]
+        writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * width))
+        original = config["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(config["max_position_embeddings"] / original) / np.log(original))))
+        for length in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
+    if architecture == "gemma2":
+        pieces = list(sentencepiece_pieces(HERE / "tokenizers/sp_bpe/tokenizer.model"))
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([text for text, _, _ in pieces])
+        writer.add_token_scores([score for _, score, _ in pieces])
+        writer.add_token_types([kind for _, _, kind in pieces])
+        writer.add_bos_token_id(1)
+        writer.add_add_bos_token(True)
+        writer.add_add_space_prefix(True)
+    for key, data in tensors.items():
+        if key.endswith(".attn.bias") or (key == "lm_head.weight" and config.get("tie_word_embeddings")):
+            continue
+        if architecture.startswith("gemma") and "norm" in key:
+            data = data + 1
+        if architecture == "gpt2" and key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+            data = np.ascontiguousarray(data.T)
+        writer.add_tensor(names.get_name(key, try_suffixes=(".weight", ".bias")), data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     blocks()
     llama()
+    for name, architecture in OTHERS.items():
+        other(name, architecture)

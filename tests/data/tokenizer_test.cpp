@@ -111,6 +111,16 @@ TEST(Tokenizer, IsTheSameFromAGgufFile) {
   }
 }
 
+TEST(Tokenizer, ReadsSentencePieceFromAGgufFile) {
+  const Tokenizer model = load_tokenizer(kFolder + "sp_bpe"),
+                  packed = load_tokenizer(MCOMPRESS_TESTS_DIR "/data/gguf/gemma2_window.gguf");
+  EXPECT_EQ(packed.kind(), "SentencePiece BPE");
+  EXPECT_EQ(packed.encode_with_specials("a").front(), 1);
+  const json all = json::parse(read_file(kFolder + "cases.json"));
+  for (const json& one : all["sp_bpe"])
+    EXPECT_EQ(json(packed.encode(one[0].get<std::string>())), one[1]) << one[0];
+}
+
 TEST(Tokenizer, DecodesToTheTextForAnyBytesOfUtf8) {
   const json all = json::parse(read_file(kFolder + "cases.json"));
   for (const char* name : {"gpt2", "llama3", "smol"}) {  // the others change texts before they cut them

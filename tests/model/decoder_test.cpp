@@ -83,6 +83,19 @@ TEST(Decoder, ReadsAGgufFileAsTheFolder) {
   }
 }
 
+class EveryGguf : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EveryGguf, GivesTheLogitsOfTransformers) {
+  const Expected expected = expected_of(GetParam());
+  const Decoder model(MCOMPRESS_TESTS_DIR "/data/gguf/" + GetParam() + ".gguf", at::kFloat);
+  EXPECT_LT((logits_of(model, expected) - expected.logits).abs().max().item<double>(), 1e-4);
+}
+
+// tests/data/make_gguf.py wrote them.
+INSTANTIATE_TEST_SUITE_P(Fixtures, EveryGguf,
+                         ::testing::Values("gemma2_window", "gemma3_v4", "gpt2", "phi3_long_window", "qwen2", "qwen3"),
+                         [](const auto& info) { return info.param; });
+
 // A copy of the llama fixture whose config.json is changed.
 class Copy {
  public:
