@@ -86,8 +86,7 @@ void add_eval_options(CLI::App& app, EvalOptions& options) {
   app.add_option("--eval-data,--data", options.data_path,
                  "Labelled data: folder or file of an IDX pair, CIFAR-10 binary, .npz, safetensors, or "
                  "inputs.npy,labels.npy; of a language model a text, .gz or .jsonl too, to which no special "
-                 "tokens are added, or "
-                 "random-tokens");
+                 "tokens are added, token ids in .npy, .safetensors or .bin, or random-tokens");
   app.add_option("--data-config", options.data_config,
                  "TOML file with scale, mean, std, layout, split or limit for the data")
       ->check(not_empty());
@@ -154,6 +153,9 @@ void add_gate_options(CLI::App& app, GateOptions& gates) {
       ->transform(fraction());
   app.add_option("--drop", gates.drop, "Whether the drop is of points or of the accuracy before")
       ->check(CLI::IsMember({"absolute", "relative"}));
+  app.add_option("--max-perplexity-ratio", gates.max_perplexity_ratio,
+                 "Gate: perplexity after by perplexity before is at most this, 1.05")
+      ->check(finite_number(true));
   app.add_option("--min-size-ratio", gates.min_size_ratio,
                  "Gate: the output is at least this many times smaller")
       ->check(finite_number(true));
@@ -161,7 +163,8 @@ void add_gate_options(CLI::App& app, GateOptions& gates) {
                  "Gate: latency after by latency before is at most this")
       ->check(finite_number(true));
   app.add_option("--min-agreement", gates.min_agreement,
-                 "Gate: share of samples with the same class, 99% or 0.99")
+                 "Gate: share of samples with the same class, or of tokens with the same most likely next, "
+                 "99% or 0.99")
       ->transform(fraction());
 }
 
@@ -169,6 +172,8 @@ void check_gate_options(const GateOptions& gates, const EvalOptions& eval) {
   if (gates.max_accuracy_drop && eval.data_path.empty() && eval.command.empty()) {
     throw error(Exit::kUsage, "--max-accuracy-drop needs --eval-data or --eval-command");
   }
+  if (gates.max_perplexity_ratio && eval.data_path.empty())
+    throw error(Exit::kUsage, "--max-perplexity-ratio needs --eval-data");
   if ((gates.max_latency_ratio || gates.min_agreement) && eval.data_path.empty()) {
     throw error(Exit::kUsage, "--max-latency-ratio and --min-agreement need --eval-data");
   }

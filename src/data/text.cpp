@@ -1,15 +1,21 @@
 #include "mcompress/data/text.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
+#include <string_view>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
+#include "mcompress/formats/data_files.h"
 #include "mcompress/formats/gzip.h"
 #include "mcompress/formats/json.h"
+#include "mcompress/formats/safetensors.h"
+#include "mcompress/model/checkpoint.h"
 
 namespace mcompress {
 
@@ -51,7 +57,61 @@ std::string joined_rows(const std::string& text) {
   return all;
 }
 
+// The one array of a file that holds ids.
+Array array_of_ids(Bytes bytes, const std::string& path) {
+  if (path.ends_with(".npy")) return read_npy(bytes, path);
+  SafetensorsFile file = read_safetensors(bytes, path);
+  if (file.arrays.size() != 1)
+    throw bad_data("'{}' holds {} tensors, and should hold one, of token ids", path, file.arrays.size());
+  return std::move(file.arrays.front());
+}
+
+template <typename Number>
+at::Tensor bare_numbers(Bytes bytes, const std::string& path) {
+  if (bytes.empty() || bytes.size() % sizeof(Number) != 0)
+    throw bad_data("'{}' has {} bytes, which is no number of token ids of {} bytes", path, bytes.size(),
+                   sizeof(Number));
+  at::Tensor ids = at::empty({static_cast<int64_t>(bytes.size() / sizeof(Number))}, at::kLong);
+  auto* to = ids.data_ptr<int64_t>();
+  for (size_t at = 0; at < bytes.size(); at += sizeof(Number)) {
+    Number number = 0;
+    std::memcpy(&number, bytes.data() + at, sizeof(Number));
+    *to++ = number;
+  }
+  return ids;
+}
+
 }  // namespace
+
+bool is_token_file(const std::string& path) {
+  return path.ends_with(".npy") || path.ends_with(".safetensors") || path.ends_with(".bin");
+}
+
+std::vector<int32_t> read_token_ids(const std::string& path, int64_t vocabulary) {
+  if (!std::filesystem::exists(path)) throw error(Exit::kNoInput, "token ids '{}' do not exist", path);
+  const MappedFile file(path);
+  constexpr int64_t kTwoBytes = 65536;
+  at::Tensor ids;
+  if (path.ends_with(".bin")) {
+    ids = vocabulary <= kTwoBytes ? bare_numbers<uint16_t>(file.bytes(), path)
+                                  : bare_numbers<uint32_t>(file.bytes(), path);
+  } else {
+    const Array array = array_of_ids(file.bytes(), path);
+    const at::Tensor values = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
+    if (!at::isIntegralType(values.scalar_type(), false))
+      throw bad_data("'{}' holds numbers of type {}, and token ids are integers", path, name_of(array.dtype));
+    ids = values.to(at::kLong).flatten();
+  }
+  if (ids.numel() == 0) throw bad_data("'{}' holds no token ids", path);
+  const at::Tensor outside = at::nonzero((ids < 0).logical_or(ids >= vocabulary)).flatten();
+  if (outside.numel() > 0) {
+    const auto place = outside[0].item<int64_t>();
+    throw bad_data("token id {} at place {} of '{}' is outside the model's vocabulary of {}",
+                   ids[place].item<int64_t>(), place, path, vocabulary);
+  }
+  const at::Tensor narrow = ids.to(at::kInt);
+  return {narrow.const_data_ptr<int32_t>(), narrow.const_data_ptr<int32_t>() + narrow.numel()};
+}
 
 std::string read_text(const std::string& path, const TextOptions& options) {
   if (!std::filesystem::exists(path)) throw error(Exit::kNoInput, "text '{}' does not exist", path);

@@ -199,8 +199,9 @@ ModelFormat detect_model(const std::string& path) {
 CheckpointFiles read_checkpoint(const std::string& path, ModelFormat format) {
   if (format == ModelFormat::kHuggingFace) return read_folder(path);
   if (format == ModelFormat::kGguf)
-    throw bad_data("'{}' is a GGUF file, which is only evaluated yet; convert it to a Hugging Face folder",
-                   path);
+    throw bad_data(
+        "'{}' is a GGUF file, which is only evaluated and inspected yet; convert it to a Hugging Face folder",
+        path);
   CheckpointFiles checkpoint;
   checkpoint.format = format;
   if (format == ModelFormat::kSafetensors) {

@@ -28,7 +28,13 @@ std::optional<double> latency_ratio(const Report& report) {
   return report.after->latency->p50 / report.before->latency->p50;
 }
 
+std::optional<double> perplexity_ratio(const Report& report) {
+  if (!report.before || !report.after || !report.before->text || !report.after->text) return std::nullopt;
+  return report.after->text->perplexity() / report.before->text->perplexity();
+}
+
 std::optional<double> agreement_of(const Report& report) {
+  if (report.reference) return report.reference->divergence.same_top1.value();
   if (!report.before || !report.after || !report.before->accuracy || !report.after->accuracy)
     return std::nullopt;
   return agreement(*report.before->accuracy, *report.after->accuracy).value();
@@ -47,6 +53,11 @@ bool check_gates(const GateOptions& options, Report& report) {
   if (options.max_accuracy_drop) {
     const double drop = accuracy_drop(options, report);
     add("max-accuracy-drop", *options.max_accuracy_drop, drop, drop <= *options.max_accuracy_drop + kSlack);
+  }
+  if (options.max_perplexity_ratio) {
+    const double ratio =
+        judged(perplexity_ratio(report), "--max-perplexity-ratio", "the perplexity of a language model");
+    add("max-perplexity-ratio", *options.max_perplexity_ratio, ratio, ratio <= *options.max_perplexity_ratio);
   }
   if (options.min_size_ratio) {
     add("min-size-ratio", *options.min_size_ratio, report.size_ratio(),

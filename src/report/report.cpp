@@ -22,6 +22,10 @@ ordered_json or_null(const std::optional<T>& value) {
   return value ? ordered_json(*value) : ordered_json(nullptr);
 }
 
+ordered_json text_or_null(const std::string& text) {
+  return text.empty() ? ordered_json(nullptr) : ordered_json(text);
+}
+
 ordered_json share_json(const Share& share) {
   const Interval interval = wilson_interval(share);
   return {{"value", share.value()},
@@ -78,10 +82,10 @@ ordered_json artifact_json(const std::optional<Artifact>& artifact) {
   if (!artifact) return nullptr;
   return {{"path", artifact->path},
           {"format", artifact->format},
-          {"sha256", artifact->sha256},
+          {"sha256", text_or_null(artifact->sha256)},
           {"bytes", artifact->bytes},
           {"parameters", artifact->parameters},
-          {"nonzeros", artifact->nonzeros},
+          {"nonzeros", or_null(artifact->nonzeros)},
           {"bits_per_weight", artifact->bits_per_weight()}};
 }
 
@@ -177,7 +181,7 @@ ordered_json pruning_json(const Report& report) {
                        {"at_once", metrics_json(pruning.at_once)}};
   if (report.output) {
     json["sparsity_of_model"] =
-        share_of(report.output->parameters - report.output->nonzeros, report.output->parameters);
+        share_of(report.output->parameters - report.output->nonzeros.value_or(0), report.output->parameters);
   }
   return json;
 }
@@ -235,10 +239,6 @@ ordered_json training_json(const std::optional<Training>& training) {
           {"resumed_at_step", or_null(training->resumed_at)},
           {"fake_quantized", metrics_json(training->fake_quantized)},
           {"epochs", list_json(training->epochs, epoch_json)}};
-}
-
-ordered_json text_or_null(const std::string& text) {
-  return text.empty() ? ordered_json(nullptr) : ordered_json(text);
 }
 
 ordered_json teacher_json(const std::optional<TeacherRecord>& teacher) {

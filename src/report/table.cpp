@@ -14,15 +14,12 @@ std::string text_cells(const TextLoss& text) {
   return cells + fmt::format("  {} tokens  {:.0f} tokens/s", text.tokens, text.tokens_per_second());
 }
 
-std::string reference_lines(const std::optional<Reference>& reference) {
-  if (!reference) return "";
-  const Divergence& kl = reference->divergence;
+std::string divergence_line(const Divergence& kl) {
   return fmt::format(
-      "reference {}{}\nKL divergence {:.5f}, 95 % below {:.5f}, 99 % below {:.5f}, largest {:.4f}; same "
-      "first "
-      "token for {:.2f} %; right token {:+.3f} points\n",
-      printable(reference->path), text_cells(reference->text), kl.mean, kl.p95, kl.p99, kl.largest,
-      100 * kl.same_top1.value(), 100 * kl.right_token_change);
+      "KL divergence {:.5f}, 95 % below {:.5f}, 99 % below {:.5f}, largest {:.4f}; same first token for "
+      "{:.2f} %; "
+      "right token {:+.3f} points\n",
+      kl.mean, kl.p95, kl.p99, kl.largest, 100 * kl.same_top1.value(), 100 * kl.right_token_change);
 }
 
 std::string metrics_cells(const std::optional<Metrics>& metrics) {
@@ -71,8 +68,12 @@ std::string to_table(const Report& report) {
   if (report.input)
     table += fmt::format("{:<7}{:>12} bytes{}\n", report.distillation ? "teacher" : "before",
                          report.input->bytes, metrics_cells(report.before));
-  table += reference_lines(report.reference);
-  if (!report.output) return table;
+  if (!report.output) {
+    if (const auto& reference = report.reference)
+      table += fmt::format("reference {}{}\n{}", printable(reference->path), text_cells(reference->text),
+                           divergence_line(reference->divergence));
+    return table;
+  }
   if (report.training && report.training->fake_quantized)
     table += fmt::format("trained, before conversion{}\n", metrics_cells(report.training->fake_quantized));
   if (report.pruning && report.pruning->at_once)
@@ -93,6 +94,7 @@ std::string to_table(const Report& report) {
         fmt::format(", {:.2f} times the latency", report.after->latency->p50 / report.before->latency->p50);
   }
   table += "\n";
+  if (report.reference) table += divergence_line(report.reference->divergence);
   if (report.distillation) table += distillation_lines(*report.distillation);
   if (report.storage) {
     const Storage& storage = *report.storage;

@@ -19,6 +19,7 @@ void add_compress_options(CLI::App& app, CompressOptions& options, const std::st
       ->allow_extra_args(false);
   app.add_option("--ignore", options.selection.ignore, "Leave layers alone whose name matches; repeatable")
       ->allow_extra_args(false);
+  add_text_options(app, options.text);
 }
 
 void add_output_options(CLI::App& app, CompressOptions& options, const std::string& output_help) {
@@ -46,13 +47,6 @@ void check_not_stored(const std::map<std::string, std::string>& metadata, const 
     throw bad_data("'{}' is stored as a bitmask; run 'mcompress expand' on it first", options.model);
 }
 
-Error no_program(const CompressOptions& options) {
-  return error(Exit::kUsage,
-               "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
-               "--eval-command",
-               options.model);
-}
-
 void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
                 const std::function<std::string(LayerKind)>& obstacle_of) {
   decide(plan, options.selection, obstacle_of, options.model);
@@ -66,6 +60,35 @@ void evaluate_input(const CompressOptions& options, Report& report) {
   if (options.gates.max_accuracy_drop && options.eval.data_path.empty() && !report.before->quality()) {
     throw error(Exit::kUsage, "--max-accuracy-drop needs 'top1' or 'accuracy' from --eval-command");
   }
+}
+
+void check_text_options(const CompressOptions& options, ModelFormat format) {
+  const bool language = format == ModelFormat::kHuggingFace;
+  std::string given = given_text_option(options.text);
+  if (given.empty() && options.gates.max_perplexity_ratio) given = "--max-perplexity-ratio";
+  if (!given.empty() && !language) {
+    throw error(Exit::kUsage, "{} is for language models, folders with a config.json, and '{}' is none",
+                given, options.model);
+  }
+  if (!language || options.eval.data_path.empty()) return;
+  const GateOptions& gates = options.gates;
+  if (gates.max_latency_ratio || (gates.max_accuracy_drop && options.eval.command.empty())) {
+    throw error(Exit::kUsage,
+                "{} is not measured of a language model; use --max-perplexity-ratio or --min-agreement",
+                gates.max_latency_ratio ? "--max-latency-ratio" : "--max-accuracy-drop");
+  }
+}
+
+std::optional<TextBefore> open_text(const CompressOptions& options, ModelFormat format, const RunOptions& run,
+                                    Report& report) {
+  if (options.eval.data_path.empty()) return std::nullopt;
+  if (format != ModelFormat::kHuggingFace) {
+    throw error(Exit::kUsage,
+                "'{}' holds weights without a program, so --eval-data cannot be used; pass TorchScript or "
+                "--eval-command",
+                options.model);
+  }
+  return TextBefore(options.model, options.text, options.eval, run, report);
 }
 
 std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& report) {

@@ -9,7 +9,9 @@
 #include <torch/script.h>
 
 #include "command.h"
+#include "evaluate_text.h"
 #include "mcompress/base/error.h"
+#include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/methods/plan.h"
 
 namespace mcompress::cli {
@@ -20,6 +22,7 @@ struct CompressOptions {
   Selection selection;
   bool dry_run = false;
   EvalOptions eval;
+  TextCommand text;  // how a language model is measured
   GateOptions gates;
 };
 void add_compress_options(CLI::App& app, CompressOptions& options, const std::string& output_help);
@@ -33,9 +36,6 @@ void check_compress_options(const CompressOptions& options, const std::string& c
 // Refuses (65) weights that are stored as a bitmask.
 void check_not_stored(const std::map<std::string, std::string>& metadata, const CompressOptions& options);
 
-// --eval-data for weights that nothing can run.
-Error no_program(const CompressOptions& options);
-
 // Steps that these commands share, in the order of a run.
 
 // Fills in the decisions of a plan; `obstacle_of` tells why a kind of layer is left alone. Throws Error(65)
@@ -45,6 +45,14 @@ void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
 
 // The user's own measure of the input comes before the long work, so that one that fails, fails early.
 void evaluate_input(const CompressOptions& options, Report& report);
+
+// Refuses (2) options of text where the model is none of language, and gates of what is not measured of one.
+void check_text_options(const CompressOptions& options, ModelFormat format);
+
+// The language model with the text of --eval-data, if that is given. Throws Error(2) where nothing can run
+// the weights.
+std::optional<TextBefore> open_text(const CompressOptions& options, ModelFormat format, const RunOptions& run,
+                                    Report& report);
 
 // The data of --eval-data, if it is given.
 std::optional<Dataset> read_eval_data(const CompressOptions& options, Report& report);

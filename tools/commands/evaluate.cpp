@@ -61,6 +61,7 @@ Command evaluate_command() {
     app.add_option("model,-m,--model", options->model, "Model to measure")->required();
     add_eval_options(app, options->eval);
     add_text_options(app, options->text);
+    add_reference_option(app, options->text);
   };
   const auto run = [options](const RunOptions& r, Report& report) { evaluate(*options, r, report); };
   return {"evaluate", "Measure accuracy and speed of a model", add_options, run};

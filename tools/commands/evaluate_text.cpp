@@ -40,6 +40,10 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, int64_t se
   return {ids.const_data_ptr<int32_t>(), ids.const_data_ptr<int32_t>() + count};
 }
 
+at::ScalarType type_of(const TextCommand& command) {
+  return command.compute == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
 // Ids of the text, without special tokens around it.
 std::vector<int32_t> encode(const std::string& model, const std::string& text, const std::string& path) {
   const Tokenizer tokenizer = load_tokenizer(model);
@@ -63,6 +67,12 @@ TokenWindows read_windows(const std::string& model, const TextCommand& command, 
                   "--windows {} of {} random tokens are more than anybody needs; pass at most {}", windows,
                   length, kMostRandom / length);
     return cut_windows(random_tokens(windows * length, config.vocabulary, run.seed), length, stride, windows);
+  }
+  if (is_token_file(eval.data_path)) {
+    if (command.layout != "file" || !command.field.empty())
+      throw error(Exit::kUsage, "{} is for text, and '{}' holds token ids",
+                  command.field.empty() ? "--text-layout" : "--text-field", eval.data_path);
+    return cut_windows(read_token_ids(eval.data_path, config.vocabulary), length, stride, limit);
   }
   TextOptions options;
   if (command.layout == "rows") options.layout = TextOptions::Layout::kRows;
@@ -104,10 +114,14 @@ void add_text_options(CLI::App& app, TextCommand& command) {
       ->check(CLI::IsMember({"file", "rows"}));
   add("--text-field", command.field, "Which text of the objects of a .jsonl file; default text");
   add("--compute", command.compute, "Type to compute in")->check(CLI::IsMember({"fp32", "bf16"}));
-  add("--reference", command.reference,
-      "Folder of the model before it was compressed: also measure how far the next-token distributions are "
-      "from "
-      "its own");
+}
+
+void add_reference_option(CLI::App& app, TextCommand& command) {
+  app.add_option(
+         "--reference", command.reference,
+         "Folder of the model before it was compressed: also measure how far the next-token distributions "
+         "are from its own")
+      ->group(kGroup);
 }
 
 std::string given_text_option(const TextCommand& command) {
@@ -124,7 +138,7 @@ std::string given_text_option(const TextCommand& command) {
 Metrics evaluate_text(const std::string& model, const TextCommand& command, const EvalOptions& eval,
                       const RunOptions& run, Report& report) {
   check_eval_options(eval);
-  const at::ScalarType compute = command.compute == "bf16" ? at::kBFloat16 : at::kFloat;
+  const at::ScalarType compute = type_of(command);
   const Decoder decoder = timed(report, "load", [&] { return Decoder(model, compute); });
   std::optional<Decoder> reference;
   if (!command.reference.empty())
@@ -144,6 +158,36 @@ Metrics evaluate_text(const std::string& model, const TextCommand& command, cons
     report.reference = Reference{command.reference, both.reference, both.divergence};
   });
   return metrics;
+}
+
+struct TextBefore::State {
+  std::string path;
+  at::ScalarType compute;
+  Decoder model;
+  TokenWindows windows;
+};
+
+TextBefore::TextBefore(const std::string& model, const TextCommand& command, const EvalOptions& eval,
+                       const RunOptions& run, Report& report) {
+  check_eval_options(eval);
+  Decoder decoder = timed(report, "load", [&] { return Decoder(model, type_of(command)); });
+  check_positions(model, decoder, command);
+  TokenWindows windows =
+      timed(report, "read text", [&] { return read_windows(model, command, eval, decoder.config(), run); });
+  state_ = std::make_unique<State>(State{model, type_of(command), std::move(decoder), std::move(windows)});
+}
+TextBefore::~TextBefore() = default;
+TextBefore::TextBefore(TextBefore&&) noexcept = default;
+
+void TextBefore::compare(const std::string& written, Report& report) const {
+  const TextComparison both = timed(report, "evaluate", [&] {
+    return compare_text(Decoder(written, state_->compute), state_->model, state_->windows);
+  });
+  if (!report.before) report.before.emplace();
+  if (!report.after) report.after.emplace();
+  report.before->text = both.reference;
+  report.after->text = both.model;
+  report.reference = Reference{state_->path, both.reference, both.divergence};
 }
 
 }  // namespace mcompress::cli

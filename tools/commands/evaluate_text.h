@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -15,6 +16,7 @@ struct TextCommand {
   int64_t windows = 0, stride = 0;
 };
 void add_text_options(CLI::App& app, TextCommand& command);
+void add_reference_option(CLI::App& app, TextCommand& command);
 
 // The first of these options that was given though the model is none of text; empty where none was.
 std::string given_text_option(const TextCommand& command);
@@ -23,5 +25,22 @@ std::string given_text_option(const TextCommand& command);
 // one.
 Metrics evaluate_text(const std::string& model, const TextCommand& command, const EvalOptions& eval,
                       const RunOptions& run, Report& report);
+
+// A language model that is compressed, opened and its text read before the long work, so that what cannot be
+// measured is refused at once.
+class TextBefore {
+ public:
+  TextBefore(const std::string& model, const TextCommand& command, const EvalOptions& eval,
+             const RunOptions& run, Report& report);
+  ~TextBefore();
+  TextBefore(TextBefore&&) noexcept;
+
+  // Measures it beside what was written of it, which is compared with it.
+  void compare(const std::string& written, Report& report) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace mcompress::cli

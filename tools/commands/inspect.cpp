@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "inspect_language.h"
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/formats/bitmask.h"
@@ -154,7 +155,7 @@ void print_rows(const std::vector<Row>& rows) {
 
 struct Options {
   std::string model;
-  bool json = false;
+  bool json = false, values = false;
 };
 
 void inspect(const Options& options, const RunOptions& run, Report& report) {
@@ -164,6 +165,16 @@ void inspect(const Options& options, const RunOptions& run, Report& report) {
   std::vector<std::string> notes;
   if (options.json && run.report == "-")
     throw error(Exit::kUsage, "--json and --report - both want stdout; name a file for one");
+  const bool folder = format == ModelFormat::kHuggingFace;
+  if (options.values && !folder)
+    throw error(Exit::kUsage, "--values is for folders, and '{}' is none{}", options.model,
+                format == ModelFormat::kGguf ? "" : "; of other files the values are always read");
+  if (format == ModelFormat::kGguf || (folder && !options.values)) {
+    const InspectOutput output = options.json        ? InspectOutput::kJson
+                                 : run.report == "-" ? InspectOutput::kNothing
+                                                     : InspectOutput::kText;
+    return inspect_language(options.model, format, output, report);
+  }
   if (format == ModelFormat::kTorchScript) {
     const auto program = load_program(options.model, run.trust_code);
     rows = list_program(program);
@@ -207,6 +218,8 @@ Command inspect_command() {
   const auto add_options = [options](CLI::App& app) {
     app.add_option("model,-m,--model", options->model, "Model to look at")->required();
     app.add_flag("--json", options->json, "Print JSON");
+    app.add_flag("--values", options->values,
+                 "Read the weights of a folder too: zeros, NaN, duplicates, and what prevents a command");
   };
   const auto run = [options](const RunOptions& r, Report& report) { inspect(*options, r, report); };
   return {"inspect", "List the weights of a model and what can be done with them", add_options, run};

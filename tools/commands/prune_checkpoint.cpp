@@ -138,7 +138,6 @@ void write_output(const PruneCommand& options, const RunOptions& run, const Chec
 
 void prune_checkpoint(const PruneCommand& options, ModelFormat format, const RunOptions& run,
                       Report& report) {
-  if (!options.eval.data_path.empty()) throw no_program(options);
   if (format == ModelFormat::kHuggingFace && options.store != "dense" && options.store != "auto") {
     throw error(Exit::kUsage,
                 "--store {} is not possible for a Hugging Face folder, whose readers know no bitmask; use "
@@ -167,6 +166,7 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
     sparse_form = obstacle.empty();
     if (!sparse_form) check_auto(options, obstacle, report);
   }
+  const auto text = open_text(options, format, run, report);
   evaluate_input(options, report);
   const uint64_t dense_bytes = bytes_on_disk(options.model);
   if (options.store == "dense") report.predicted_bytes = dense_bytes;
@@ -184,6 +184,7 @@ void prune_checkpoint(const PruneCommand& options, ModelFormat format, const Run
   write_output(options, run, checkpoint, edits, sparse_form, report);
   add_records(checkpoint, plan, zeros, report);
   sum_up(options, plan.decisions, report);
+  if (text) text->compare(options.output, report);
   conclude(options, report);
 }
 

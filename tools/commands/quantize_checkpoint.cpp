@@ -1,9 +1,12 @@
+#include <filesystem>
 #include <set>
 
 #include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/output.h"
+#include "mcompress/formats/json.h"
 #include "mcompress/methods/grid.h"
 #include "mcompress/model/checkpoint.h"
 #include "models.h"
@@ -14,7 +17,6 @@ namespace mcompress::cli {
 namespace {
 
 void check_checkpoint_options(const QuantizeCommand& options, ModelFormat format) {
-  if (!options.eval.data_path.empty()) throw no_program(options);
   if (options.runtime != "int8") {
     throw error(Exit::kUsage, "'{}' holds weights without a program, so --runtime {} means nothing",
                 options.model, options.runtime);
@@ -38,20 +40,34 @@ uint64_t compressed_bytes(const Array& array, StoredType type) {
   return elements + scales * sizeof(float);
 }
 
+// Readers of compressed-tensors look for Linear modules, and GPT-2's layers are of another kind.
+bool is_gpt2(const QuantizeCommand& options) {
+  const std::string path = options.model + "/config.json";
+  if (!std::filesystem::exists(path)) return false;
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const nlohmann::json config = parse_json(text, fmt::format("'{}'", path));
+  return config.is_object() && config.value("model_type", nlohmann::json()) == "gpt2";
+}
+
 StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCommand& options,
                             Report& report) {
   StoragePlan result{stored_type(options), std::vector<bool>(checkpoint.arrays.size(), false), {}};
   const std::set<std::string> names = names_of(checkpoint);
   std::vector<Decision> plan;
   std::vector<size_t> indices;
+  const bool conv1d =
+      checkpoint.format == ModelFormat::kHuggingFace && options.dtype == "int8" && is_gpt2(options);
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     const uint64_t bytes = count_elements(array.shape).value() * size_of(array.dtype);
     LayerKind kind{};
     if (guess_kind(array, kind)) {
       const void* place = array.bytes.empty() ? static_cast<const void*>(&array) : array.bytes.data();
-      plan.push_back(
-          {array.name, kind, obstacle_of(array, names), {place, array.shape, array.strides}, bytes});
+      std::string obstacle = obstacle_of(array, names);
+      if (obstacle.empty() && conv1d && kind == LayerKind::kLinear)
+        obstacle = "a Conv1D layer of GPT-2, which has no int8 form that readers know; use --dtype float16";
+      plan.push_back({array.name, kind, obstacle, {place, array.shape, array.strides}, bytes});
       indices.push_back(i);
     } else if (is_floating(array.dtype) && array.shape.size() >= 2) {
       report.layers.push_back(other_weight(array.name, bytes));
@@ -81,6 +97,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
   report.warnings = checkpoint.notes;
   check_not_stored(checkpoint.metadata, options);
   const StoragePlan plan = plan_checkpoint(checkpoint, options, report);
+  const auto text = open_text(options, format, run, report);
   evaluate_input(options, report);
   report.predicted_bytes = folder ? predict_folder_bytes(checkpoint, options.model, plan)
                                   : predict_compressed_bytes(checkpoint, plan);
@@ -108,6 +125,7 @@ void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, con
     output.commit();
   }
   report.output = describe_artifact(options.output, name_of(written), count);
+  if (text) text->compare(options.output, report);
   conclude(options, report);
 }
 

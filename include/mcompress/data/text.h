@@ -22,6 +22,14 @@ struct TextOptions {
 // Throws Error: 66 missing, 65 empty or malformed, naming the line.
 std::string read_text(const std::string& path, const TextOptions& options);
 
+// Whether a file holds token ids, told from its name: .npy, .safetensors or .bin.
+bool is_token_file(const std::string& path);
+
+// Reads token ids: one array of integers, whose rows come after each other, or the bare little-endian numbers
+// of a .bin, of 2 bytes where the vocabulary has at most 65,536 tokens and else of 4. Throws Error: 66
+// missing, 65 for malformed files and ids outside the vocabulary.
+std::vector<int32_t> read_token_ids(const std::string& path, int64_t vocabulary);
+
 // Windows of token ids, of equal length.
 struct TokenWindows {
   at::Tensor ids;         // int64 [windows, length]

@@ -73,12 +73,18 @@ struct DecoderConfig {
   std::vector<bool> rotates;        // by block, whether q and k are rotated
   std::vector<int64_t> windows;     // by block, how many tokens back attention reaches; 0: all
 
+  std::string quantization;    // "compressed-tensors, 8 bits"; empty where weights are floating
+  bool rounds_inputs = false;  // those of quantized layers, to 8 bits a token
+
   std::string block_name(int64_t block) const;  // "model.layers.3."
 };
 
 // Reads a config.json as transformers 4 or 5 writes it. Throws Error(65) for an architecture that is not
 // known, listing those that are, and for numbers that fit no model.
 DecoderConfig read_decoder_config(const std::string& path);
+
+// The configuration of the model of a Hugging Face folder or a GGUF file.
+DecoderConfig read_model_config(const std::string& path);
 
 // The model of a Hugging Face folder or a GGUF file (dequantized as it is read). Its weights stay in the map
 // of the file and are read a block at a time.

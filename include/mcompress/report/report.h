@@ -29,11 +29,12 @@ struct Setting {
   std::string source;
 };
 
-// A model on disk.
+// A model on disk. What only its values tell is empty where they were not read.
 struct Artifact {
   std::string path, format, sha256;
   uint64_t bytes = 0;
-  int64_t parameters = 0, nonzeros = 0;  // weights, scales left out
+  int64_t parameters = 0;           // weights, scales left out
+  std::optional<int64_t> nonzeros;  // of them
   double bits_per_weight() const {
     return parameters == 0 ? 0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
   }
@@ -201,8 +202,9 @@ std::string to_table(const Report& report);
 
 // What a run must hold; what is empty is not checked.
 struct GateOptions {
-  std::optional<double> max_accuracy_drop;  // fraction: 0.005 is half a point
-  std::string drop = "absolute";            // "relative": a fraction of the accuracy before
+  std::optional<double> max_accuracy_drop;     // fraction: 0.005 is half a point
+  std::string drop = "absolute";               // "relative": a fraction of the accuracy before
+  std::optional<double> max_perplexity_ratio;  // after by before
   std::optional<double> min_size_ratio, max_latency_ratio, min_agreement;
 };
 

@@ -115,7 +115,7 @@ Tokenizer byte_level_of(const GgufFile& file, const std::string& name) {
   for (const Split split : pre.splits) splits.push_back(split_by_pattern(split));
   return Tokenizer(std::make_unique<const Tokenizer::Parts>(Tokenizer::Parts{
       AddedTokens(std::move(added)), AddedTokens({}), std::move(normalizers), std::move(splits),
-      std::move(bpe), std::move(before), std::move(after), std::move(bytes_of), "byte-level BPE"}));
+      std::move(bpe), std::move(before), std::move(after), std::move(bytes_of), kByteLevelBpe}));
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ class ModelReader {
       vocabulary.merges.push_back(read_merge(merge));
     JsonModel result;
     result.pieces = byte_level_bpe(vocabulary, fields_.name(), result.bytes_of);
-    result.kind = "byte-level BPE";
+    result.kind = kByteLevelBpe;
     return result;
   }
 
@@ -69,7 +69,7 @@ class ModelReader {
     }
     result.pieces = std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kCharacters, std::move(unknown),
                                           fields_.flag(model_, "ignore_merges", false));
-    result.kind = "SentencePiece BPE";
+    result.kind = kSentencePieceBpe;
     return result;
   }
 
@@ -97,7 +97,7 @@ class ModelReader {
     if (fields_.flag(model_, "byte_fallback", false)) unknown.bytes = byte_ids(ids, result);
     if (unknown.id < 0) throw fields_.fault("its Unigram model has no unk_id");
     result.pieces = std::make_unique<Unigram>(tokens, std::move(unknown), Unigram::Precision::kDouble);
-    result.kind = "SentencePiece unigram";
+    result.kind = kSentencePieceUnigram;
     return result;
   }
 

@@ -18,6 +18,11 @@
 
 namespace mcompress {
 
+// What tokenizers call themselves.
+constexpr const char* kByteLevelBpe = "byte-level BPE";
+constexpr const char* kSentencePieceBpe = "SentencePiece BPE";
+constexpr const char* kSentencePieceUnigram = "SentencePiece unigram";
+
 // The steps of a tokenizer in the order in which text passes through them.
 struct Tokenizer::Parts {
   AddedTokens in_raw_text, in_normalized_text;

@@ -133,7 +133,7 @@ Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::st
                        .before = model.before,
                        .after = model.after,
                        .bytes_of = std::move(bytes_of),
-                       .kind = model.is_unigram ? "SentencePiece unigram" : "SentencePiece BPE"}));
+                       .kind = model.is_unigram ? kSentencePieceUnigram : kSentencePieceBpe}));
 }
 
 }  // namespace mcompress

@@ -157,19 +157,29 @@ void Projection::pack(int64_t rows) {
     weight = reorder->typed<at::Tensor(const at::Tensor&, std::optional<int64_t>)>().call(weight, rows);
 }
 
-at::Tensor Projection::operator()(const at::Tensor& x) const {
+at::Tensor Projection::operator()(const at::Tensor& given) const {
+  const at::Tensor x = input(given);
   return is_fused(weight) ? pointwise(*this, x, {"none", ""}) : at::linear(x, weight, optional(bias));
 }
 
-at::Tensor Projection::activated(const at::Tensor& x, Activation activation) const {
+at::Tensor Projection::activated(const at::Tensor& given, Activation activation) const {
+  const at::Tensor x = input(given);
   return is_fused(weight) ? pointwise(*this, x, operation_of(activation))
                           : apply(activation, at::linear(x, weight, optional(bias)));
 }
 
-at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& x) const {
+at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& given) const {
   static const auto binary = find_operator("mkldnn::_linear_pointwise", "binary");
+  const at::Tensor x = input(given);
   if (!is_fused(weight)) return sum + at::linear(x, weight, optional(bias));
   return binary->typed<Binary>().call(x, sum, weight, optional(bias), "add");
+}
+
+// As compressed-tensors rounds the inputs of a token while it runs: the scale is the largest by 127.5.
+at::Tensor Projection::input(const at::Tensor& x) const {
+  if (!rounds_inputs) return x;
+  const at::Tensor scale = (x.abs().amax(-1, true) / 127.5).clamp_min(std::numeric_limits<float>::min());
+  return (x / scale).round_().clamp_(-128, 127).mul_(scale);
 }
 
 at::Tensor normalized(const DecoderConfig& config, const Norm& norm, const at::Tensor& x) {

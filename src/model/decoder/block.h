@@ -10,12 +10,17 @@ namespace mcompress {
 // at::linear takes in float32, leaves the wider registers of some processors unused.
 struct Projection {
   at::Tensor weight, bias;
+  bool rounds_inputs = false;  // to 8 bits a token, symmetrically
+
   // Copies the weight in the layout in which oneDNN computes fastest with inputs of so many rows.
   void pack(int64_t rows);
 
   at::Tensor operator()(const at::Tensor& x) const;
   at::Tensor activated(const at::Tensor& x, Activation activation) const;
   at::Tensor add_to(const at::Tensor& sum, const at::Tensor& x) const;  // what the layer gives, and `sum`
+
+ private:
+  at::Tensor input(const at::Tensor& x) const;
 };
 
 // The weights of a norm; `bias` is undefined but for a LayerNorm. Those of kOffsetRms are float32 and have

@@ -78,6 +78,45 @@ int64_t read_rotated_width(const ConfigKeys& keys, const Architecture& architect
   return static_cast<int64_t>(static_cast<double>(head_width) * part);
 }
 
+// Reads what compressed-tensors says of 8-bit weights; other quantized weights cannot be run.
+void read_quantization(const ConfigKeys& keys, DecoderConfig& config) {
+  if (!keys.has("quantization_config")) return;
+  const ConfigKeys given(keys["quantization_config"], keys.name() + ", quantization_config");
+  const std::string method = given.text("quant_method", "");
+  const auto unknown = [&](const std::string& what) {
+    return bad_data(
+        "{}: the model is quantized already, and {} cannot be run yet; known is compressed-tensors with "
+        "symmetric 8-bit weights",
+        keys.name(), what);
+  };
+  if (method != "compressed-tensors") throw unknown(fmt::format("weights of '{}'", method));
+  const std::string format = given.text("format", "");
+  if (format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
+  if (!given.has("config_groups") || !given["config_groups"].is_object())
+    throw unknown("weights without config_groups");
+  const auto check = [&](const json& scheme, const char* what) {
+    const ConfigKeys numbers(scheme, given.name());
+    const std::string strategy = numbers.text("strategy", "");
+    const bool known = numbers.count("num_bits", 0) == 8 && numbers.text("type", "") == "int" &&
+                       numbers.flag("symmetric", false) &&
+                       (strategy == "channel" || strategy == "tensor" || strategy == "token");
+    if (!known) throw unknown(fmt::format("{} {}", what, scheme.dump()));
+  };
+  for (const auto& [name, group] : given["config_groups"].items()) {
+    if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object())
+      throw unknown("a group without weights");
+    check(group["weights"], "weights");
+    const json inputs = group.value("input_activations", json());
+    if (inputs.is_null()) continue;
+    check(inputs, "input_activations");
+    if (inputs.value("strategy", "") != "token" || !inputs.value("dynamic", json(false)).is_boolean() ||
+        !inputs["dynamic"].get<bool>())
+      throw unknown(fmt::format("input_activations {}", inputs.dump()));
+    config.rounds_inputs = true;
+  }
+  config.quantization = "compressed-tensors, 8 bits";
+}
+
 }  // namespace
 
 std::string DecoderConfig::block_name(int64_t block) const {
@@ -91,9 +130,8 @@ DecoderConfig read_decoder_config(const std::string& path) {
   const json root = parse_json(text, name);
   if (!root.is_object()) throw bad_data("{} is not a JSON object", name);
   const ConfigKeys keys(root, name);
-  if (keys.has("quantization_config"))
-    throw bad_data("{}: the model is quantized already, and such weights cannot be run yet", name);
   DecoderConfig config;
+  read_quantization(keys, config);
   config.model_type = keys.text("model_type", "");
   const Architecture& architecture = architecture_of(config.model_type, name);
   read_sizes(keys, architecture, config);

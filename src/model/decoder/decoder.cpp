@@ -81,6 +81,12 @@ bool is_known_extra(const std::string& name, const DecoderConfig& config) {
 
 }  // namespace
 
+DecoderConfig read_model_config(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return read_decoder_config(path + "/config.json");
+  const MappedFile file(path);
+  return gguf_decoder_config(read_gguf(file.bytes(), path), path);
+}
+
 struct Decoder::Impl {
   std::string path;
   at::ScalarType compute;
@@ -88,6 +94,7 @@ struct Decoder::Impl {
   std::unique_ptr<WeightSource> weights;
   at::Tensor embedding, learned_positions, head;
   Norm final_norm;
+  bool head_rounds_inputs = false;
 
   Impl(std::string name, at::ScalarType type, OpenedModel model)
       : path(std::move(name)),
@@ -100,6 +107,7 @@ struct Decoder::Impl {
     if (config.first_position) learned_positions = weights->read(names.base + names.positions + ".weight");
     check_tied();
     final_norm = load_norm(names.base + names.final_norm);
+    head_rounds_inputs = !config.tied_head && weights->rounds_inputs(names.head + ".weight");
     head = (config.tied_head ? embedding : weights->read(names.head + ".weight")).to(compute);
   }
 
@@ -153,8 +161,9 @@ struct Decoder::Impl {
     std::vector<Projection> layers;
     int64_t first = 0;
     for (const int64_t rows : outputs) {
-      layers.push_back(
-          {weight.narrow(0, first, rows).contiguous(), biased ? bias.narrow(0, first, rows) : bias});
+      layers.push_back({weight.narrow(0, first, rows).contiguous(),
+                        biased ? bias.narrow(0, first, rows) : bias,
+                        weights->rounds_inputs(name + ".weight")});
       layers.back().pack(kTokens);
       first += rows;
     }
@@ -261,7 +270,7 @@ void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_w
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  const Projection head = {impl_->head, {}};
+  const Projection head = {impl_->head, {}, impl_->head_rounds_inputs};
   at::Tensor values = head(normalized(impl_->config, impl_->final_norm, hidden)).to(at::kFloat);
   cap_values(values, impl_->config.logit_cap);
   return values;

@@ -56,6 +56,8 @@ class GgufSource : public WeightSource {
     return values.reshape({heads, config_.head_width / 2, 2, -1}).transpose(1, 2).reshape(values.sizes());
   }
 
+  bool rounds_inputs(const std::string&) const override { return false; }
+
   void give_back(const std::string& prefix) const override {
     for (auto it = tensors_.lower_bound(prefix); it != tensors_.end() && it->first.starts_with(prefix); ++it)
       file_->drop(it->second.bytes);

@@ -24,6 +24,9 @@ class WeightSource {
   // A tensor of a floating type, in the map of the file where it lies there as such.
   virtual at::Tensor read(const std::string& name) const = 0;
 
+  // Whether the weight is that of a layer which rounds its inputs.
+  virtual bool rounds_inputs(const std::string& name) const = 0;
+
   // Gives back the pages of all tensors whose names begin so.
   virtual void give_back(const std::string& prefix) const = 0;
 

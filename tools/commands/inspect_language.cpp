@@ -1,0 +1,282 @@
+#include "inspect_language.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "mcompress/base/checked.h"
+#include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
+#include "mcompress/data/tokenizer.h"
+#include "mcompress/formats/gguf.h"
+#include "mcompress/formats/json.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/decoder.h"
+#include "models.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+constexpr std::array<const char*, 6> kParts = {"embedding", "attention", "feed_forward",
+                                               "norms",     "head",      "other"};
+
+// The part of a model that a tensor belongs to, told from its name as the usual architectures have it.
+std::string part_of(const std::string& name) {
+  const auto has = [&](std::string_view text) { return name.find(text) != std::string::npos; };
+  if (has("norm") || has("ln_")) return "norms";
+  if (has("embed") || has("token_embd") || has("position_embd") || has("wte.") || has("wpe."))
+    return "embedding";
+  if (has("lm_head") || name == "output.weight" || name == "output.bias") return "head";
+  if (has("attn") || has("attention")) return "attention";
+  if (has("mlp") || has("ffn") || has("fc1") || has("fc2") || has("experts")) return "feed_forward";
+  return "other";
+}
+
+struct Tensor {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+  uint64_t bytes = 0;
+  int64_t weights = 0;                // numbers of the model that it stands for
+  std::vector<std::string> commands;  // that treat it
+};
+
+struct Language {
+  std::string architecture, quantization;  // as the file names them; empty: none
+  std::optional<DecoderConfig> config;
+  std::string obstacle;  // why the model cannot be run; empty where it can
+  std::optional<TokenizerSummary> tokenizer;
+  std::vector<Tensor> tensors;
+  std::vector<std::string> commands, notes;
+};
+
+// "gptq, 4 bits, group size 128" of a quantization_config, whichever tool wrote it.
+std::string describe_quantization(const json& config) {
+  if (!config.is_object()) return "";
+  const auto text_of = [](const json& object, const char* key) {
+    return object.is_object() && object.contains(key) && !object[key].is_null() &&
+                   !object[key].is_structured()
+               ? (object[key].is_string() ? object[key].get<std::string>() : object[key].dump())
+               : std::string();
+  };
+  std::string text = text_of(config, "quant_method");
+  if (text.empty()) text = "unknown method";
+  json numbers = config;
+  if (config.contains("config_groups") && config["config_groups"].is_object() &&
+      !config["config_groups"].empty()) {
+    const json& group = config["config_groups"].begin().value();
+    if (group.is_object() && group.contains("weights")) numbers = group["weights"];
+    if (const std::string format = text_of(config, "format"); !format.empty()) text += " " + format;
+  }
+  for (const char* key : {"bits", "num_bits", "w_bit"}) {
+    if (const std::string bits = text_of(numbers, key); !bits.empty()) text += fmt::format(", {} bits", bits);
+  }
+  for (const char* key : {"group_size", "q_group_size"}) {
+    if (const std::string size = text_of(numbers, key); !size.empty())
+      text += fmt::format(", group size {}", size);
+  }
+  return text;
+}
+
+// How many weights one number of the tensor stands for: quantized folders pack several into an int32.
+int64_t weights_of(const Array& array, int64_t bits) {
+  const auto count = static_cast<int64_t>(count_elements(array.shape).value());
+  const bool packed = array.name.ends_with("qweight") || array.name.ends_with("weight_packed");
+  if (packed && array.dtype == DType::kI32 && bits > 0) return count * 32 / bits;
+  const bool helper = array.name.ends_with("_scale") || array.name.ends_with(".scales") ||
+                      array.name.ends_with("zeros") || array.name.ends_with("zero_point");
+  return !helper && (is_floating(array.dtype) || array.dtype == DType::kI8) ? count : 0;
+}
+
+json config_of(const std::string& folder) {
+  const MappedFile file(folder + "/config.json");
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string name = fmt::format("'{}/config.json'", folder);
+  json config = parse_json(text, name);
+  if (!config.is_object()) throw bad_data("{} is not a JSON object", name);
+  return config;
+}
+
+int64_t bits_of(const json& quantization) {
+  const json bits = quantization.is_object() ? quantization.value("bits", json()) : json();
+  const bool usual = bits.is_number_integer() && bits >= 1 && bits <= 8;
+  return usual ? bits.get<int64_t>() : 0;
+}
+
+Language read_folder(const std::string& path) {
+  Language model;
+  const json config = config_of(path);
+  const json quantization = config.value("quantization_config", json());
+  if (config.contains("model_type") && config["model_type"].is_string())
+    model.architecture = config["model_type"].get<std::string>();
+  model.quantization = describe_quantization(quantization);
+  const CheckpointFiles files = read_checkpoint(path, ModelFormat::kHuggingFace);
+  model.notes = files.notes;
+  const std::set<std::string> names = names_of(files);
+  std::set<std::string> commands;
+  for (const Array& array : files.arrays) {
+    Tensor tensor{array.name,
+                  name_of(array.dtype),
+                  array.shape,
+                  count_elements(array.shape).value() * size_of(array.dtype),
+                  weights_of(array, bits_of(quantization)),
+                  {}};
+    LayerKind kind{};
+    if (guess_kind(array, kind) && obstacle_of(array, names).empty()) tensor.commands = {"quantize", "prune"};
+    commands.insert(tensor.commands.begin(), tensor.commands.end());
+    model.tensors.push_back(std::move(tensor));
+  }
+  model.commands = {commands.rbegin(), commands.rend()};
+  return model;
+}
+
+Language read_gguf_file(const std::string& path) {
+  Language model;
+  const MappedFile file(path);
+  const GgufFile content = read_gguf(file.bytes(), path);
+  if (const auto name = content.metadata.find("general.architecture"); name != content.metadata.end()) {
+    if (const auto* text = std::get_if<std::string>(&name->second)) model.architecture = *text;
+  }
+  std::map<std::string, uint64_t> by_type;
+  for (const GgufTensor& tensor : content.tensors) {
+    const auto count = static_cast<int64_t>(count_elements(tensor.shape).value());
+    model.tensors.push_back(
+        {tensor.name, name_of(tensor.type), tensor.shape, tensor.bytes.size(), count, {}});
+    by_type[name_of(tensor.type)] += tensor.bytes.size();
+  }
+  const auto most = std::max_element(by_type.begin(), by_type.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most != by_type.end() && most->first.starts_with('Q')) model.quantization = "GGUF " + most->first;
+  return model;
+}
+
+// What the configuration of one that can be run says, or why it cannot.
+void read_config(const std::string& path, Language& model) {
+  try {
+    model.config = read_model_config(path);
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    model.obstacle = failure.what();
+  }
+  if (has_tokenizer(path)) model.tokenizer = summarize_tokenizer(path);
+  if (model.obstacle.empty()) model.commands.insert(model.commands.begin(), "evaluate");
+}
+
+std::map<std::string, uint64_t> bytes_by_part(const Language& model) {
+  std::map<std::string, uint64_t> bytes;
+  for (const Tensor& tensor : model.tensors) bytes[part_of(tensor.name)] += tensor.bytes;
+  return bytes;
+}
+
+int64_t windowed_blocks(const DecoderConfig& config) {
+  return std::count_if(config.windows.begin(), config.windows.end(),
+                       [](int64_t window) { return window > 0; });
+}
+
+ordered_json config_json(const DecoderConfig& config) {
+  return {{"blocks", config.blocks},
+          {"width", config.width},
+          {"feed_forward", config.inner},
+          {"heads", config.heads},
+          {"key_value_heads", config.kv_heads},
+          {"head_width", config.head_width},
+          {"vocabulary", config.vocabulary},
+          {"context", config.positions},
+          {"windowed_blocks", windowed_blocks(config)},
+          {"tied_head", config.tied_head}};
+}
+
+ordered_json to_json(const Language& model) {
+  const auto or_null = [](const std::string& text) {
+    return text.empty() ? ordered_json(nullptr) : ordered_json(text);
+  };
+  ordered_json parts = ordered_json::object();
+  const auto bytes = bytes_by_part(model);
+  for (const char* part : kParts) parts[part] = bytes.contains(part) ? bytes.at(part) : 0;
+  ordered_json tokenizer = nullptr;
+  if (model.tokenizer) tokenizer = {{"kind", model.tokenizer->kind}, {"tokens", model.tokenizer->tokens}};
+  return {{"architecture", or_null(model.architecture)},
+          {"shape", model.config ? config_json(*model.config) : ordered_json(nullptr)},
+          {"tokenizer", tokenizer},
+          {"quantization", or_null(model.quantization)},
+          {"bytes", parts},
+          {"commands", model.commands},
+          {"obstacle", or_null(model.obstacle)}};
+}
+
+void print_json(const Language& model, const Artifact& input) {
+  ordered_json layers = ordered_json::array();
+  for (const Tensor& tensor : model.tensors) {
+    layers.push_back({{"name", tensor.name},
+                      {"part", part_of(tensor.name)},
+                      {"shape", tensor.shape},
+                      {"dtype", tensor.dtype},
+                      {"bytes", tensor.bytes},
+                      {"commands", tensor.commands}});
+  }
+  const ordered_json result = {{"format", input.format},           {"bytes", input.bytes},
+                               {"parameters", input.parameters},   {"notes", model.notes},
+                               {"language_model", to_json(model)}, {"layers", layers}};
+  fmt::print("{}\n", result.dump(2, ' ', false, ordered_json::error_handler_t::replace));
+}
+
+void print_text(const Language& model, const Artifact& input) {
+  fmt::print("{}: {} parameters, {} bytes, {:.2f} bits per weight\n", input.format, input.parameters,
+             input.bytes, input.bits_per_weight());
+  std::string line =
+      "architecture " + (model.architecture.empty() ? "unknown" : printable(model.architecture));
+  if (model.config) {
+    const DecoderConfig& c = *model.config;
+    line += fmt::format(
+        ": {} blocks of width {} and {}, {} heads of {} ({} for keys and values), context {}, "
+        "vocabulary {}{}",
+        c.blocks, c.width, c.inner, c.heads, c.head_width, c.kv_heads, c.positions, c.vocabulary,
+        c.tied_head ? ", head tied to the embedding" : "");
+    if (const int64_t windowed = windowed_blocks(c); windowed > 0)
+      line += fmt::format(", a sliding window in {} of them", windowed);
+  }
+  fmt::print("{}\n", line);
+  if (model.tokenizer) {
+    fmt::print("tokenizer: {}, {} tokens\n", printable(model.tokenizer->kind), model.tokenizer->tokens);
+  } else {
+    fmt::print("tokenizer: none\n");
+  }
+  if (!model.quantization.empty()) fmt::print("quantized: {}\n", printable(model.quantization));
+  const auto bytes = bytes_by_part(model);
+  std::vector<std::string> parts;
+  for (const char* part : kParts) {
+    if (bytes.contains(part)) parts.push_back(fmt::format("{} {}", part, bytes.at(part)));
+  }
+  fmt::print("bytes: {}\n", fmt::join(parts, ", "));
+  fmt::print("commands: {}\n",
+             model.commands.empty() ? "none" : fmt::format("{}", fmt::join(model.commands, ", ")));
+  if (!model.obstacle.empty()) fmt::print("cannot be run: {}\n", printable(model.obstacle));
+  for (const std::string& note : model.notes) fmt::print("{}\n", printable(note));
+  for (const Tensor& tensor : model.tensors)
+    fmt::print("{:<56} {:<12} {:<5} [{}] {:>12}\n", printable(tensor.name), part_of(tensor.name),
+               tensor.dtype, fmt::join(tensor.shape, ", "), tensor.bytes);
+}
+
+}  // namespace
+
+void inspect_language(const std::string& path, ModelFormat format, InspectOutput output, Report& report) {
+  Language model = format == ModelFormat::kGguf ? read_gguf_file(path) : read_folder(path);
+  read_config(path, model);
+  Artifact input{path, name_of(format), "", bytes_on_disk(path), 0, {}};
+  for (const Tensor& tensor : model.tensors) input.parameters += tensor.weights;
+  report.input = input;
+  if (output == InspectOutput::kJson) print_json(model, input);
+  if (output == InspectOutput::kText) print_text(model, input);
+}
+
+}  // namespace mcompress::cli
