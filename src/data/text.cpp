@@ -81,6 +81,15 @@ at::Tensor bare_numbers(Bytes bytes, const std::string& path) {
   return ids;
 }
 
+// Numbers of 4 bytes that would fit 2 have zeros in every other pair of bytes.
+at::Tensor bare_ids(Bytes bytes, const std::string& path, int64_t vocabulary) {
+  constexpr int64_t kTwoBytes = 65536;
+  if (vocabulary > kTwoBytes) return bare_numbers<uint32_t>(bytes, path);
+  const at::Tensor ids = bare_numbers<uint16_t>(bytes, path);
+  const bool wide = ids.numel() % 2 == 0 && !ids.view({-1, 2}).select(1, 1).any().item<bool>();
+  return wide ? bare_numbers<uint32_t>(bytes, path) : ids;
+}
+
 }  // namespace
 
 bool is_token_file(const std::string& path) {
@@ -90,11 +99,9 @@ bool is_token_file(const std::string& path) {
 std::vector<int32_t> read_token_ids(const std::string& path, int64_t vocabulary) {
   if (!std::filesystem::exists(path)) throw error(Exit::kNoInput, "token ids '{}' do not exist", path);
   const MappedFile file(path);
-  constexpr int64_t kTwoBytes = 65536;
   at::Tensor ids;
   if (path.ends_with(".bin")) {
-    ids = vocabulary <= kTwoBytes ? bare_numbers<uint16_t>(file.bytes(), path)
-                                  : bare_numbers<uint32_t>(file.bytes(), path);
+    ids = bare_ids(file.bytes(), path, vocabulary);
   } else {
     const Array array = array_of_ids(file.bytes(), path);
     const at::Tensor values = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);

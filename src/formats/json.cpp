@@ -1,11 +1,14 @@
 #include "mcompress/formats/json.h"
 
+#include <filesystem>
 #include <set>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/mapped_file.h"
+#include "mcompress/base/text.h"
 
 namespace mcompress {
 
@@ -58,9 +61,25 @@ class StrictCheck : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& what) {
+  if (text.starts_with("version https://git-lfs"))
+    throw bad_data("{} is a Git LFS pointer, not the file; run 'git lfs pull'", what);
   StrictCheck check;
   if (!nlohmann::json::sax_parse(text, &check)) throw bad_data("{}: {}", what, check.problem);
   return nlohmann::json::parse(text);
+}
+
+nlohmann::json read_json_file(const std::string& path) {
+  const MappedFile file(path);
+  return parse_json(text_of(file.bytes()), fmt::format("'{}'", path));
+}
+
+std::string model_type_of(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  if (!std::filesystem::exists(path)) return "";
+  const nlohmann::json config = read_json_file(path);
+  const nlohmann::json type =
+      config.is_object() ? config.value("model_type", nlohmann::json()) : nlohmann::json();
+  return type.is_string() ? type.get<std::string>() : "";
 }
 
 }  // namespace mcompress

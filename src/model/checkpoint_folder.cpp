@@ -5,6 +5,7 @@
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/model/checkpoint.h"
 #include "stored_type.h"
@@ -19,7 +20,7 @@ constexpr const char* kIndexName = "model.safetensors.index.json";
 
 nlohmann::ordered_json read_ordered(const std::string& path) {
   const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string_view text = text_of(file.bytes());
   parse_json(text, fmt::format("'{}'", path));
   return nlohmann::ordered_json::parse(text);
 }

@@ -40,6 +40,8 @@ TEST_F(LanguageModel, IsShownByInspectWhateverItIs) {
   EXPECT_EQ(gguf["language_model"]["shape"]["windowed_blocks"], 1);
   EXPECT_EQ(gguf["language_model"]["tokenizer"]["kind"], "SentencePiece BPE");
   EXPECT_EQ(gguf["language_model"]["commands"], json::array({"evaluate"}));
+  EXPECT_EQ(inspected(shipped("gguf/qwen2.gguf"))["language_model"]["tokenizer"], nullptr);
+  EXPECT_TRUE(contains(run_mcompress("inspect " + shipped("gguf/qwen2.gguf")).out, "tokenizer: none"));
   EXPECT_EQ(inspected(shipped("gguf/blocks.gguf"))["language_model"]["obstacle"].get<std::string>().find(
                 "GGUF file"),
             0U);
@@ -120,6 +122,9 @@ TEST_F(LanguageModel, IsMeasuredOnTokenIds) {
   EXPECT_EQ(nats("ids.safetensors"), nats("ids.bin"));
   EXPECT_EQ(nats("ids.npy"), nats("ids.bin"));
 
+  write_file(folder_ / "wide.bin", four);
+  EXPECT_EQ(nats("wide.bin"), nats("ids.bin"));
+
   write_file(folder_ / "odd.bin", two + "x");
   write_file(folder_ / "large.bin", two + "\xff\xff");
   write_file(folder_ / "empty.bin", "");
@@ -151,6 +156,20 @@ TEST_F(LanguageModel, IsNotCompressedWithWhatCannotBeMeasured) {
         "is a GGUF file, which is only evaluated and inspected yet"},
        {"quantize " + shipped("decoders/gpt2") + " -o " + (folder_ / "q"), 65, "a Conv1D layer of GPT-2"}},
       folder_ / "q");
+  expect_all(
+      {{"prune " + (folder_ / "model") + " --sparsity 0.5 -o " + (folder_ / "model/p"), 73,
+        "is inside the model's folder"},
+       {"prune " + (folder_ / "model") + " --sparsity 0.5 -o " + (folder_ / "model"), 73, "is the input"}},
+      folder_ / "model/p");
+  const std::string tokenizer = folder_ / "model/tokenizer.json",
+                    pointer = "version https://git-lfs.github.com/spec/v1\n";
+  fs::rename(tokenizer, folder_ / "kept.json");
+  write_file(tokenizer, pointer);
+  expect_all({{evaluate("--seqlen 32"), 65,
+               "tokenizer.json' is a Git LFS pointer, not the file; run 'git lfs pull'"}});
+  EXPECT_TRUE(
+      contains(run_mcompress("inspect " + (folder_ / "model")).out, "tokenizer.json' is a Git LFS pointer"));
+  fs::rename(folder_ / "kept.json", tokenizer);
   config["model_type"] = "odd";
   write_file(folder_ / "model/config.json", config.dump());
   expect_all({{run + text, 65, "model type 'odd' cannot be run"}}, folder_ / "q");

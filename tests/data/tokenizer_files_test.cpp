@@ -5,6 +5,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/data/tokenizer.h"
+#include "mcompress/formats/base64.h"
 #include "random.h"
 #include "test_files.h"
 
@@ -31,7 +32,7 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 TEST(ReadTokenizerJson, RefusesWhatItDoesNotKnowByName) {
   const json good = json::parse(read_file(kFolder + "gpt2.json"));
   EXPECT_EQ(answer_to(good), "");
-  const auto with = [&](const char* pointer, const json& value) {
+  const auto with = [&](const std::string& pointer, const json& value) {
     json changed = good;
     changed[json::json_pointer(pointer)] = value;
     return answer_to(changed);
@@ -46,7 +47,26 @@ TEST(ReadTokenizerJson, RefusesWhatItDoesNotKnowByName) {
   EXPECT_EQ(split("a|b", "Isolated"), "");
   EXPECT_TRUE(has(split("a|b", "Shredded"), "behavior 'Shredded' of a Split is not known"));
   EXPECT_TRUE(has(split("(a", "Isolated"), "'(a' is not a regular expression"));
-  EXPECT_TRUE(has(split("[a&&b]", "Isolated"), "intersects sets by '&&'"));
+  EXPECT_TRUE(has(split("[a&&b]", "Isolated"), "has a set of sets, which is not known"));
+  EXPECT_TRUE(has(split("[[:alpha:]]", "Isolated"), "has a POSIX class"));
+  EXPECT_TRUE(has(split("\\w+", "Isolated"), "has \\w, which is not known"));
+  EXPECT_TRUE(has(split("(?m).", "Isolated"), "has (?m, which is not known"));
+  EXPECT_TRUE(has(split("a{2}+", "Isolated"), "has '}+'"));
+  EXPECT_TRUE(has(split("(?=e)", "Isolated"), "may match nothing"));
+  EXPECT_TRUE(has(split("x*", "Isolated"), "may match nothing"));
+  EXPECT_EQ(split("(?i:[a-c]|\\p{Lu})\\s?", "Isolated"), "");
+  EXPECT_TRUE(
+      has(with("/pre_tokenizer",
+               {{"type", "Split"}, {"behavior", "Isolated"}, {"pattern", {{"String", "e"}, {"Regex", "x"}}}}),
+          "has more than one key"));
+  EXPECT_TRUE(has(with("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "ab"}}),
+                  "replacement 'ab' of Metaspace is not one character"));
+  json added = good["added_tokens"];
+  added.push_back({{"id", 3}, {"content", "e"}, {"special", true}});
+  EXPECT_TRUE(has(with("/added_tokens", added), "added token 'e' has the id 3, and"));
+  added.back() = {{"id", 1}, {"content", "the end"}, {"special", true}};
+  EXPECT_TRUE(has(with("/added_tokens", added), "added token 'the end' has the id 1 of token"));
+  EXPECT_TRUE(has(with("/model/vocab/" + std::string(3000, 'a'), 419), "a token of 3000 bytes"));
   EXPECT_TRUE(has(with("/normalizer", {{"type", "Shout"}}), "normalizer 'Shout' is not known"));
   EXPECT_TRUE(has(with("/normalizer", {{"type", "Replace"}, {"content", ""}}), "has no pattern"));
   EXPECT_TRUE(has(with("/normalizer", {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "x"}}),
@@ -106,6 +126,50 @@ std::string answer_to_model(const std::string& bytes) {
     EXPECT_EQ(failure.code(), Exit::kBadData) << failure.what();
     return failure.what();
   }
+}
+
+TEST(ReadTokenizerJson, RefusesNormalizersThatMakeMoreAndMore) {
+  json tokenizer = json::parse(read_file(kFolder + "gpt2.json"));
+  const json twice = {{"type", "Replace"}, {"pattern", {{"String", "e"}}}, {"content", "eeeeeeee"}};
+  tokenizer["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::vector<json>(40, twice)}};
+  const Tokenizer growing = read_tokenizer_json(tokenizer.dump(), "t");
+  EXPECT_NO_THROW(growing.encode("abc"));
+  try {
+    growing.encode("e");
+    FAIL();
+  } catch (const Error& failure) {
+    EXPECT_TRUE(has(failure.what(), "make more than 64 times as much")) << failure.what();
+  }
+}
+
+// A map whose only key is the first byte of a character: 1 ^ 0xC3 leads to a leaf, whose value stands at 2.
+TEST(ReadTokenizerJson, TakesAMapThatCutsCharacters) {
+  std::vector<uint32_t> units(256, 0x80000000U);
+  units[0] = 1U << 10U;
+  units[1 ^ 0xC3] = 0xC3U | 1U << 8U | ((1U ^ 0xC3U ^ 2U) << 10U);
+  units[2] = 0;
+  const auto bytes = static_cast<uint32_t>(units.size() * sizeof(uint32_t));
+  std::string map(reinterpret_cast<const char*>(&bytes), sizeof(bytes));
+  map.append(reinterpret_cast<const char*>(units.data()), bytes);
+  map.append("x\0", 2);
+  json tokenizer = json::parse(read_file(kFolder + "gpt2.json"));
+  const std::string text = "aaaaaaaaaa\u00e9\u00c3";
+  const std::vector<int32_t> plain = read_tokenizer_json(tokenizer.dump(), "t").encode(text);
+  tokenizer["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", to_base64(map)}};
+  EXPECT_EQ(read_tokenizer_json(tokenizer.dump(), "t").encode(text), plain);
+}
+
+TEST(LoadTokenizer, MakesThatOfOptFromItsTwoFiles) {
+  const testing::TemporaryFolder folder;
+  testing::write_file(folder / "vocab.json", R"({"<s>":0,"<pad>":1,"</s>":2,"<unk>":3,"a":4,"b":5,"ab":6})");
+  testing::write_file(folder / "merges.txt", "#version: 0.2\na b\n");
+  testing::write_file(folder / "config.json", R"({"model_type":"opt"})");
+  const Tokenizer opt = load_tokenizer(folder.path());
+  EXPECT_EQ(opt.encode_with_specials("abba<pad>"), (std::vector<int32_t>{2, 6, 5, 4, 1}));
+  EXPECT_EQ(summarize_tokenizer(folder.path()).tokens, 7);
+  testing::write_file(folder / "config.json", R"({"model_type":"qwen2"})");
+  EXPECT_THROW(load_tokenizer(folder.path()), Error);
+  EXPECT_EQ(summarize_tokenizer(folder.path()).kind, "byte-level BPE");
 }
 
 TEST(SentencePiece, NamesWhatIsWrong) {

@@ -9,6 +9,7 @@
 
 #include "../src/data/tokenizer/bpe.h"
 #include "../src/data/tokenizer/pre_tokenizer.h"
+#include "../src/data/tokenizer/unicode.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/sha256.h"
 #include "random.h"
@@ -206,6 +207,27 @@ TEST(Tokenizer, TakesALongRunOfOneCharacter) {
       read(name).encode(text);
     for (const char* name : {"sp_bpe", "sp_unigram"}) load_tokenizer(kFolder + name).encode(text);
   }
+}
+
+// By the tokenizers library: unknown characters in a row are one, and fall back to bytes together or not at
+// all.
+TEST(Tokenizer, FallsBackToTheBytesOfARunOfCharacters) {
+  const json tokenizer = json::parse(R"({"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true,
+      "vocab": [["<unk>", 0], ["a", -1], ["<0xC3>", -2], ["<0xA9>", -2]]}})");
+  const Tokenizer unigram = read_tokenizer_json(tokenizer.dump(), "t");
+  EXPECT_EQ(unigram.encode("a\u00e9a"), (std::vector<int32_t>{1, 2, 3, 1}));
+  EXPECT_EQ(unigram.encode("a\u00e9\u00e8a"), (std::vector<int32_t>{1, 0, 1}));
+}
+
+// utf8proc alone sorts marks in a row by the square of their number.
+TEST(NormalForm, TakesALongRunOfMarks) {
+  std::string marks = "a";
+  for (int i = 0; i < 200'000; ++i) marks += "\u0301\u0323";
+  const std::string sorted = normal_form(marks, NormalForm::kNfkd);
+  EXPECT_EQ(sorted.substr(0, 5), "a\u0323\u0323");
+  EXPECT_EQ(sorted.size(), marks.size());
+  EXPECT_EQ(normal_form("e\u0301\u0323 \uac00 \ufb01", NormalForm::kNfkc), "\u1eb9\u0301 \uac00 fi");
+  EXPECT_EQ(normal_form("\u1e69\uac01", NormalForm::kNfd), "s\u0323\u0307\u1100\u1161\u11a8");
 }
 
 // An expression that looks at a run of letters in every way before it fails.

@@ -61,11 +61,11 @@ TEST_P(EveryDecoder, GivesTheLogitsOfTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryDecoder,
-                         ::testing::Values("gemma", "gemma2_window", "gemma3_v4", "gemma3_window", "gpt2", "llama",
-                                           "llama_biased", "llama_linear", "llama_llama3", "llama_v4",
-                                           "llama_yarn", "mistral", "opt", "phi3", "phi3_long_window",
-                                           "phi3_short", "qwen2", "qwen2_window", "qwen3", "qwen3_window",
-                                           "smollm3", "smollm3_window"),
+                         ::testing::Values("gemma", "gemma2_window", "gemma3_v4", "gemma3_window", "gpt2",
+                                           "llama", "llama_biased", "llama_linear", "llama_llama3",
+                                           "llama_v4", "llama_yarn", "mistral", "opt", "phi3",
+                                           "phi3_long_window", "phi3_short", "qwen2", "qwen2_window", "qwen3",
+                                           "qwen3_window", "smollm3", "smollm3_window"),
                          [](const auto& info) { return info.param; });
 
 // The same model as a GGUF file (tests/data/make_gguf.py), its matrices rounded to F16.
@@ -93,7 +93,8 @@ TEST_P(EveryGguf, GivesTheLogitsOfTransformers) {
 
 // tests/data/make_gguf.py wrote them.
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryGguf,
-                         ::testing::Values("gemma2_window", "gemma3_v4", "gpt2", "phi3_long_window", "qwen2", "qwen3"),
+                         ::testing::Values("gemma2_window", "gemma3_v4", "gpt2", "phi3_long_window", "qwen2",
+                                           "qwen3"),
                          [](const auto& info) { return info.param; });
 
 // A copy of the llama fixture whose config.json is changed.
@@ -135,9 +136,10 @@ TEST(Decoder, RefusesConfigurationsThatFitNoModel) {
     return answer_to(copy.path());
   };
   EXPECT_EQ(with("use_cache", false), "");
-  EXPECT_TRUE(has(with("model_type", "gemma7"),
-                  "'gemma7' cannot be run; known are gemma, gemma2, gemma3_text, gpt2, llama, mistral, opt, phi3, "
-                  "qwen2, qwen3, smollm3"));
+  EXPECT_TRUE(
+      has(with("model_type", "gemma7"),
+          "'gemma7' cannot be run; known are gemma, gemma2, gemma3_text, gpt2, llama, mistral, opt, phi3, "
+          "qwen2, qwen3, smollm3"));
   EXPECT_TRUE(has(with("num_hidden_layers", int64_t{1} << 31), "whole number from 1 to 10000"));
   EXPECT_TRUE(has(with("num_hidden_layers", 3), "lacks tensor 'model.layers.2.input_layernorm.weight'"));
   EXPECT_TRUE(has(with("num_hidden_layers", 1), "has a tensor 'model.layers.1."));
@@ -241,6 +243,90 @@ TEST(Decoder, ReadsWhatTiesAndLeavesOutKeysAsTransformersDoes) {
   config["num_attention_heads"] = 16;
   write_file(folder / "config.json", config.dump());
   EXPECT_EQ(read_decoder_config(folder / "config.json").kv_heads, 8);
+}
+
+// Keys that change what transformers computes are followed or refused.
+TEST(Decoder, ReadsSwitchesAsTransformersDoes) {
+  TemporaryFolder folder;
+  const auto read = [&](const std::string& name, const json& changes) {
+    json config = json::parse(read_file(kFolder + name + "/config.json"));
+    config.update(changes);
+    write_file(folder / "config.json", config.dump());
+    return read_decoder_config(folder / "config.json");
+  };
+  const auto refusal = [&](const std::string& name, const json& changes) -> std::string {
+    try {
+      read(name, changes);
+      return "";
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+  };
+  EXPECT_EQ(read("gemma", {{"hidden_act", "relu"}}).activation, Activation::kRelu);
+  EXPECT_EQ(read("gemma", {{"hidden_act", "gelu"}}).activation, Activation::kTanhGelu);
+  EXPECT_EQ(read("gemma3_window", {{"attn_logit_softcapping", 2.0}}).score_cap, 0);
+  EXPECT_EQ(read("gemma3_window", {{"final_logit_softcapping", 2.0}}).logit_cap, 2);
+  EXPECT_EQ(read("phi3", {{"layer_types", {"full_attention", "full_attention"}}}).windows,
+            (std::vector<int64_t>{20, 20}));
+  json yarn = json::parse(read_file(kFolder + "phi3_short/config.json"))["rope_parameters"];
+  yarn["rope_type"] = "yarn";
+  EXPECT_EQ(read("phi3_short", {{"rope_parameters", yarn}}).rope.scaling, RopeScaling::kLongrope);
+  EXPECT_EQ(read("phi3_short", {{"original_max_position_embeddings", nullptr}}).rope.original_positions,
+            4096);
+  EXPECT_EQ(read("opt", {{"", 0.5}}).norm_epsilon, 1e-5);
+  EXPECT_TRUE(has(refusal("llama", {{"is_causal", false}}), "predicts no next token"));
+  EXPECT_TRUE(has(refusal("qwen2", {{"layer_types", {"sliding_attention", "full_attention"}}}),
+                  "there is no sliding window"));
+  EXPECT_TRUE(
+      has(refusal("qwen2", {{"layer_types", {"linear_attention", "full_attention"}}}), "is not known"));
+  EXPECT_TRUE(has(refusal("opt", {{"do_layer_norm_before", false}}),
+                  "a opt model with 'do_layer_norm_before' false"));
+  EXPECT_TRUE(has(refusal("opt", {{"word_embed_proj_dim", 8}}), "an embedding of width 8, projected to 16"));
+  EXPECT_TRUE(has(refusal("gpt2", {{"scale_attn_by_inverse_layer_idx", true}}), "cannot be run"));
+  EXPECT_TRUE(
+      has(refusal("phi3_short", {{"rope_parameters", {{"rope_type", "longrope"}, {"short_factor", {1.0}}}}}),
+          "'short_factor' is not a list of 4 numbers above 0"));
+  json both = json::parse(read_file(kFolder + "gemma3_window/config.json"))["rope_parameters"];
+  both["full_attention"]["partial_rotary_factor"] = 0.5;
+  EXPECT_TRUE(
+      has(refusal("gemma3_window", {{"rope_parameters", both}}), "partial_rotary_factor is not known here"));
+  both.erase("full_attention");
+  EXPECT_TRUE(has(refusal("gemma3_window", {{"rope_parameters", both}}), "has no object 'full_attention'"));
+  EXPECT_TRUE(
+      has(refusal("llama", {{"rope_parameters", both}}), "by kind of attention are not known for a llama"));
+}
+
+TEST(Decoder, RefusesWeightsThatAreQuantizedInOtherWays) {
+  const json weights = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "channel"}};
+  const json good = {
+      {"quant_method", "compressed-tensors"},
+      {"format", "int-quantized"},
+      {"config_groups", {{"group_0", {{"weights", weights}, {"input_activations", nullptr}}}}}};
+  const auto with = [&](const char* pointer, const json& value) {
+    Copy copy;
+    copy.config["quantization_config"] = good;
+    copy.config["quantization_config"][json::json_pointer(pointer)] = value;
+    return answer_to(copy.path());
+  };
+  EXPECT_EQ(with("/version", "1"), "");  // whose weights are all floating
+  EXPECT_TRUE(has(with("/quant_method", "gptq"), "weights of 'gptq' cannot be run yet"));
+  EXPECT_TRUE(has(with("/format", "pack-quantized"), "weights of format 'pack-quantized'"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/weights/num_bits", 4), "cannot be run yet"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/weights/symmetric", false), "cannot be run yet"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/output_activations", weights), "rounded outputs"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/input_activations", weights), "input_activations"));
+  EXPECT_TRUE(has(with("/config_groups", json::object()), "weights without config_groups"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/weights", 1), "a group without weights"));
+  EXPECT_TRUE(has(with("/kv_cache_scheme", weights), "its kv_cache_scheme"));
+}
+
+TEST(Decoder, RefusesGgufFilesWithoutTheFactorsOfTheirRotation) {
+  const TemporaryFolder folder;
+  std::string file = read_file(MCOMPRESS_TESTS_DIR "/data/gguf/phi3_long_window.gguf");
+  const std::string name = "rope_factors_short.weight";
+  file.replace(file.find(name), name.size(), "rope_factors_shorX.weight");
+  write_file(folder / "m.gguf", file);
+  EXPECT_TRUE(has(answer_to(folder / "m.gguf"), "lacks the tensor 'rope_factors_short.weight'"));
 }
 
 TEST(Decoder, NamesTheBlockAndTheWindowOfANaN) {

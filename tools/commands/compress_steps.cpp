@@ -1,5 +1,7 @@
 #include "compress_steps.h"
 
+#include <filesystem>
+
 #include <fmt/format.h>
 
 #include "log.h"
@@ -62,8 +64,15 @@ void evaluate_input(const CompressOptions& options, Report& report) {
   }
 }
 
-void check_text_options(const CompressOptions& options, ModelFormat format) {
+void check_for_format(const CompressOptions& options, ModelFormat format) {
   const bool language = format == ModelFormat::kHuggingFace;
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const bool inside = language && !options.output.empty() && is_inside(options.output, options.model) &&
+                      !fs::equivalent(options.output, options.model, ignored);
+  if (inside)
+    throw error(Exit::kCannotCreate, "output '{}' is inside the model's folder '{}'; choose another place",
+                options.output, options.model);
   std::string given = given_text_option(options.text);
   if (given.empty() && options.gates.max_perplexity_ratio) given = "--max-perplexity-ratio";
   if (!given.empty() && !language) {

@@ -46,8 +46,9 @@ void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
 // The user's own measure of the input comes before the long work, so that one that fails, fails early.
 void evaluate_input(const CompressOptions& options, Report& report);
 
-// Refuses (2) options of text where the model is none of language, and gates of what is not measured of one.
-void check_text_options(const CompressOptions& options, ModelFormat format);
+// Refuses (2) options of text where the model is none of language and gates of what is not measured of one,
+// and (73) an output inside the folder that is read.
+void check_for_format(const CompressOptions& options, ModelFormat format);
 
 // The language model with the text of --eval-data, if that is given. Throws Error(2) where nothing can run
 // the weights.

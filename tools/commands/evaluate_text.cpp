@@ -55,9 +55,9 @@ std::vector<int32_t> encode(const std::string& model, const std::string& text, c
 }
 
 TokenWindows read_windows(const std::string& model, const TextCommand& command, const EvalOptions& eval,
-                          const DecoderConfig& config, const RunOptions& run) {
+                          const DecoderConfig& config, int64_t positions, const RunOptions& run) {
   constexpr int64_t kLength = 2048, kRandomWindows = 8, kMostRandom = int64_t{1} << 28;
-  const int64_t length = command.seqlen.value_or(std::min(kLength, config.positions));
+  const int64_t length = command.seqlen.value_or(std::min(kLength, positions));
   const int64_t stride = command.stride == 0 ? length : command.stride;
   const int64_t limit = command.windows == 0 ? eval.data.limit : command.windows;
   if (eval.data_path == kRandom) {
@@ -145,8 +145,11 @@ Metrics evaluate_text(const std::string& model, const TextCommand& command, cons
     timed(report, "load reference", [&] { reference.emplace(command.reference, compute); });
   check_positions(model, decoder, command);
   if (reference) check_positions(command.reference, *reference, command);
-  const TokenWindows windows =
-      timed(report, "read text", [&] { return read_windows(model, command, eval, decoder.config(), run); });
+  const int64_t positions = std::min(decoder.config().positions,
+                                     reference ? reference->config().positions : decoder.config().positions);
+  const TokenWindows windows = timed(report, "read text", [&] {
+    return read_windows(model, command, eval, decoder.config(), positions, run);
+  });
   Metrics metrics;
   timed(report, "evaluate", [&] {
     if (!reference) {
@@ -172,8 +175,9 @@ TextBefore::TextBefore(const std::string& model, const TextCommand& command, con
   check_eval_options(eval);
   Decoder decoder = timed(report, "load", [&] { return Decoder(model, type_of(command)); });
   check_positions(model, decoder, command);
-  TokenWindows windows =
-      timed(report, "read text", [&] { return read_windows(model, command, eval, decoder.config(), run); });
+  const DecoderConfig& config = decoder.config();
+  TokenWindows windows = timed(
+      report, "read text", [&] { return read_windows(model, command, eval, config, config.positions, run); });
   state_ = std::make_unique<State>(State{model, type_of(command), std::move(decoder), std::move(windows)});
 }
 TextBefore::~TextBefore() = default;
@@ -181,7 +185,11 @@ TextBefore::TextBefore(TextBefore&&) noexcept = default;
 
 void TextBefore::compare(const std::string& written, Report& report) const {
   const TextComparison both = timed(report, "evaluate", [&] {
-    return compare_text(Decoder(written, state_->compute), state_->model, state_->windows);
+    try {
+      return compare_text(Decoder(written, state_->compute), state_->model, state_->windows);
+    } catch (const Error& failure) {
+      throw error(failure.code(), "'{}' is written, but could not be measured: {}", written, failure.what());
+    }
   });
   if (!report.before) report.before.emplace();
   if (!report.after) report.after.emplace();

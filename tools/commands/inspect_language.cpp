@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -60,83 +61,86 @@ struct Language {
   std::vector<std::string> commands, notes;
 };
 
-// "gptq, 4 bits, group size 128" of a quantization_config, whichever tool wrote it.
-std::string describe_quantization(const json& config) {
-  if (!config.is_object()) return "";
+// What a quantization_config says, whichever tool wrote it: "gptq, 4 bits, group size 128".
+struct Quantization {
+  std::string text;
+  int64_t bits = 0;  // 0: it does not say
+};
+
+Quantization read_quantization(const json& config) {
+  if (!config.is_object()) return {};
   const auto text_of = [](const json& object, const char* key) {
-    return object.is_object() && object.contains(key) && !object[key].is_null() &&
-                   !object[key].is_structured()
-               ? (object[key].is_string() ? object[key].get<std::string>() : object[key].dump())
-               : std::string();
+    const json value = object.is_object() ? object.value(key, json()) : json();
+    if (value.is_null() || value.is_structured()) return std::string();
+    return value.is_string() ? value.get<std::string>() : value.dump();
   };
-  std::string text = text_of(config, "quant_method");
-  if (text.empty()) text = "unknown method";
+  Quantization found{text_of(config, "quant_method")};
+  if (found.text.empty()) found.text = "unknown method";
   json numbers = config;
-  if (config.contains("config_groups") && config["config_groups"].is_object() &&
-      !config["config_groups"].empty()) {
-    const json& group = config["config_groups"].begin().value();
+  const json groups = config.value("config_groups", json());
+  if (groups.is_object() && !groups.empty()) {
+    const json& group = groups.begin().value();
     if (group.is_object() && group.contains("weights")) numbers = group["weights"];
-    if (const std::string format = text_of(config, "format"); !format.empty()) text += " " + format;
+    if (const std::string format = text_of(config, "format"); !format.empty()) found.text += " " + format;
   }
   for (const char* key : {"bits", "num_bits", "w_bit"}) {
-    if (const std::string bits = text_of(numbers, key); !bits.empty()) text += fmt::format(", {} bits", bits);
+    const json bits = numbers.is_object() ? numbers.value(key, json()) : json();
+    if (!bits.is_number_integer() || bits < 1 || bits > 16) continue;
+    found.bits = bits.get<int64_t>();
+    found.text += fmt::format(", {} bits", found.bits);
+    break;
   }
   for (const char* key : {"group_size", "q_group_size"}) {
     if (const std::string size = text_of(numbers, key); !size.empty())
-      text += fmt::format(", group size {}", size);
+      found.text += fmt::format(", group size {}", size);
   }
-  return text;
+  return found;
 }
 
-// How many weights one number of the tensor stands for: quantized folders pack several into an int32.
+// Quantized folders pack several weights into a number.
+bool is_packed(const Array& array) {
+  return array.dtype == DType::kI32 &&
+         (array.name.ends_with("qweight") || array.name.ends_with("weight_packed"));
+}
+
+// How many weights of the model a tensor stands for.
 int64_t weights_of(const Array& array, int64_t bits) {
   const auto count = static_cast<int64_t>(count_elements(array.shape).value());
-  const bool packed = array.name.ends_with("qweight") || array.name.ends_with("weight_packed");
-  if (packed && array.dtype == DType::kI32 && bits > 0) return count * 32 / bits;
+  if (is_packed(array)) return bits > 0 ? count * 32 / bits : 0;
   const bool helper = array.name.ends_with("_scale") || array.name.ends_with(".scales") ||
                       array.name.ends_with("zeros") || array.name.ends_with("zero_point");
   return !helper && (is_floating(array.dtype) || array.dtype == DType::kI8) ? count : 0;
 }
 
-json config_of(const std::string& folder) {
-  const MappedFile file(folder + "/config.json");
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  const std::string name = fmt::format("'{}/config.json'", folder);
-  json config = parse_json(text, name);
-  if (!config.is_object()) throw bad_data("{} is not a JSON object", name);
-  return config;
-}
-
-int64_t bits_of(const json& quantization) {
-  const json bits = quantization.is_object() ? quantization.value("bits", json()) : json();
-  const bool usual = bits.is_number_integer() && bits >= 1 && bits <= 8;
-  return usual ? bits.get<int64_t>() : 0;
-}
-
 Language read_folder(const std::string& path) {
   Language model;
-  const json config = config_of(path);
-  const json quantization = config.value("quantization_config", json());
-  if (config.contains("model_type") && config["model_type"].is_string())
-    model.architecture = config["model_type"].get<std::string>();
-  model.quantization = describe_quantization(quantization);
+  const json config = read_json_file(path + "/config.json");
+  if (!config.is_object()) throw bad_data("'{}/config.json' is not a JSON object", path);
+  const Quantization quantization = read_quantization(config.value("quantization_config", json()));
+  model.architecture = model_type_of(path);
+  model.quantization = quantization.text;
   const CheckpointFiles files = read_checkpoint(path, ModelFormat::kHuggingFace);
   model.notes = files.notes;
   const std::set<std::string> names = names_of(files);
   std::set<std::string> commands;
+  int64_t uncounted = 0;
   for (const Array& array : files.arrays) {
     Tensor tensor{array.name,
                   name_of(array.dtype),
                   array.shape,
                   count_elements(array.shape).value() * size_of(array.dtype),
-                  weights_of(array, bits_of(quantization)),
+                  weights_of(array, quantization.bits),
                   {}};
     LayerKind kind{};
     if (guess_kind(array, kind) && obstacle_of(array, names).empty()) tensor.commands = {"quantize", "prune"};
     commands.insert(tensor.commands.begin(), tensor.commands.end());
+    uncounted += array.dtype == DType::kU8 || (is_packed(array) && tensor.weights == 0) ? 1 : 0;
     model.tensors.push_back(std::move(tensor));
   }
   model.commands = {commands.rbegin(), commands.rend()};
+  if (uncounted > 0)
+    model.notes.push_back(
+        fmt::format("{} tensors hold packed weights, which are not among the parameters", uncounted));
   return model;
 }
 
@@ -168,7 +172,13 @@ void read_config(const std::string& path, Language& model) {
     if (failure.code() != Exit::kBadData) throw;
     model.obstacle = failure.what();
   }
-  if (has_tokenizer(path)) model.tokenizer = summarize_tokenizer(path);
+  try {
+    if (has_tokenizer(path)) model.tokenizer = summarize_tokenizer(path);
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    model.notes.push_back(fmt::format("the tokenizer cannot be read: {}", failure.what()));
+  }
+  if (model.tokenizer && model.tokenizer->kind.empty()) model.tokenizer.reset();
   if (model.obstacle.empty()) model.commands.insert(model.commands.begin(), "evaluate");
 }
 

@@ -79,7 +79,7 @@ void check_options(const QuantizeCommand& options) {
 void quantize(const QuantizeCommand& options, const RunOptions& run, Report& report) {
   check_options(options);
   const ModelFormat format = detect_model(options.model);
-  check_text_options(options, format);
+  check_for_format(options, format);
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
   if (format == ModelFormat::kTorchScript) {

@@ -1,8 +1,6 @@
-#include <filesystem>
 #include <set>
 
 #include <ATen/ATen.h>
-#include <nlohmann/json.hpp>
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/output.h"
@@ -40,24 +38,15 @@ uint64_t compressed_bytes(const Array& array, StoredType type) {
   return elements + scales * sizeof(float);
 }
 
-// Readers of compressed-tensors look for Linear modules, and GPT-2's layers are of another kind.
-bool is_gpt2(const QuantizeCommand& options) {
-  const std::string path = options.model + "/config.json";
-  if (!std::filesystem::exists(path)) return false;
-  const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  const nlohmann::json config = parse_json(text, fmt::format("'{}'", path));
-  return config.is_object() && config.value("model_type", nlohmann::json()) == "gpt2";
-}
-
 StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCommand& options,
                             Report& report) {
   StoragePlan result{stored_type(options), std::vector<bool>(checkpoint.arrays.size(), false), {}};
   const std::set<std::string> names = names_of(checkpoint);
   std::vector<Decision> plan;
   std::vector<size_t> indices;
-  const bool conv1d =
-      checkpoint.format == ModelFormat::kHuggingFace && options.dtype == "int8" && is_gpt2(options);
+  // Readers of compressed-tensors look for Linear modules, and GPT-2's layers are of another kind.
+  const bool conv1d = checkpoint.format == ModelFormat::kHuggingFace && options.dtype == "int8" &&
+                      model_type_of(options.model) == "gpt2";
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     const uint64_t bytes = count_elements(array.shape).value() * size_of(array.dtype);

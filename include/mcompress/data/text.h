@@ -26,8 +26,8 @@ std::string read_text(const std::string& path, const TextOptions& options);
 bool is_token_file(const std::string& path);
 
 // Reads token ids: one array of integers, whose rows come after each other, or the bare little-endian numbers
-// of a .bin, of 2 bytes where the vocabulary has at most 65,536 tokens and else of 4. Throws Error: 66
-// missing, 65 for malformed files and ids outside the vocabulary.
+// of a .bin, of 2 bytes where the vocabulary has at most 65,536 tokens and not every other one is 0, else
+// of 4. Throws Error: 66 missing, 65 for malformed files and ids outside the vocabulary.
 std::vector<int32_t> read_token_ids(const std::string& path, int64_t vocabulary);
 
 // Windows of token ids, of equal length.

@@ -1,6 +1,7 @@
 #include "added_tokens.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "unicode.h"
 
@@ -22,21 +23,22 @@ bool is_space_at(std::string_view text, size_t at) {
 
 }  // namespace
 
-AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)), by_first_byte_(256) {
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)), lengths_(256) {
   for (size_t i = 0; i < tokens_.size(); ++i) {
-    if (!tokens_[i].content.empty())
-      by_first_byte_[static_cast<unsigned char>(tokens_[i].content[0])].push_back(i);
+    const std::string& content = tokens_[i].content;
+    if (content.empty() || !by_content_.emplace(content, i).second) continue;
+    std::vector<size_t>& lengths = lengths_[static_cast<unsigned char>(content[0])];
+    if (std::find(lengths.begin(), lengths.end(), content.size()) == lengths.end())
+      lengths.push_back(content.size());
   }
-  for (auto& places : by_first_byte_) {
-    std::stable_sort(places.begin(), places.end(), [&](size_t a, size_t b) {
-      return tokens_[a].content.size() > tokens_[b].content.size();
-    });
-  }
+  for (auto& lengths : lengths_) std::sort(lengths.begin(), lengths.end(), std::greater<>());
 }
 
 const AddedToken* AddedTokens::match_at(std::string_view text, size_t at) const {
-  for (const size_t i : by_first_byte_[static_cast<unsigned char>(text[at])]) {
-    if (text.substr(at).starts_with(tokens_[i].content)) return &tokens_[i];
+  for (const size_t length : lengths_[static_cast<unsigned char>(text[at])]) {
+    if (length > text.size() - at) continue;
+    const auto found = by_content_.find(text.substr(at, length));
+    if (found != by_content_.end()) return &tokens_[found->second];
   }
   return nullptr;
 }

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "piece_model.h"
+
 namespace mcompress {
 
 // A token that is found in the text as it is spelt, before anything is merged.
@@ -31,7 +33,8 @@ class AddedTokens {
   const AddedToken* match_at(std::string_view text, size_t at) const;
 
   std::vector<AddedToken> tokens_;
-  std::vector<std::vector<size_t>> by_first_byte_;  // longest first
+  StringMap<size_t> by_content_;
+  std::vector<std::vector<size_t>> lengths_;  // of the tokens that begin with a byte, the longest first
 };
 
 }  // namespace mcompress

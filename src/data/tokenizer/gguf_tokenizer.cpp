@@ -75,7 +75,6 @@ Tokenizer sentencepiece_of(const GgufFile& file, const std::string& name) {
   }
   model.byte_fallback = std::find(types.begin(), types.end(), 6) != types.end();
   model.spaces.add_dummy_prefix = integer_or(file, "add_space_prefix", 1) != 0;
-  model.spaces.remove_extra = integer_or(file, "remove_extra_whitespaces", 0) != 0;
   model.before = special(file, "add_bos_token", true, "bos_token_id", tokens.size(), name);
   model.after = special(file, "add_eos_token", false, "eos_token_id", tokens.size(), name);
   return sentencepiece_tokenizer(model, name);

@@ -44,6 +44,7 @@ class ModelReader {
     for (const json& merge : fields_.list(model_, "merges", "the model"))
       vocabulary.merges.push_back(read_merge(merge));
     JsonModel result;
+    result.ids = {vocabulary.tokens.begin(), vocabulary.tokens.end()};
     result.pieces = byte_level_bpe(vocabulary, fields_.name(), result.bytes_of);
     result.kind = kByteLevelBpe;
     return result;
@@ -83,6 +84,7 @@ class ModelReader {
         throw fields_.fault(fmt::format("token {} is not a text and its score", tokens.size()));
       const auto id = static_cast<int32_t>(tokens.size());
       tokens.push_back({entry[0].get<std::string>(), id, entry[1].get<double>()});
+      check_length(tokens.back().text, fields_.name());
       ids.emplace(tokens.back().text, id);
       result.bytes_of[id] = spelt(tokens.back().text);
     }
@@ -97,6 +99,7 @@ class ModelReader {
     if (fields_.flag(model_, "byte_fallback", false)) unknown.bytes = byte_ids(ids, result);
     if (unknown.id < 0) throw fields_.fault("its Unigram model has no unk_id");
     result.pieces = std::make_unique<Unigram>(tokens, std::move(unknown), Unigram::Precision::kDouble);
+    result.ids = std::move(ids);
     result.kind = kSentencePieceUnigram;
     return result;
   }
@@ -132,7 +135,10 @@ class ModelReader {
     const json& tokens = JsonFields::member(model_, "vocab");
     if (!tokens.is_object()) throw fields_.fault("the model lacks the object 'vocab'");
     std::vector<std::pair<std::string, int32_t>> result;
-    for (const auto& [token, value] : tokens.items()) result.emplace_back(token, fields_.id(value, token));
+    for (const auto& [token, value] : tokens.items()) {
+      check_length(token, fields_.name());
+      result.emplace_back(token, fields_.id(value, token));
+    }
     return result;
   }
 
@@ -144,6 +150,7 @@ class ModelReader {
             fmt::format("tokens '{}' and '{}' have the same id {}", result.bytes_of.at(id), token, id));
       ids.emplace(token, id);
     }
+    result.ids = ids;
     return ids;
   }
 

@@ -13,6 +13,7 @@ namespace mcompress {
 struct JsonModel {
   std::unique_ptr<const PieceModel> pieces;
   std::unordered_map<int32_t, std::string> bytes_of;  // what tokens stand for
+  StringMap<int32_t> ids;                             // of tokens as the file spells them
   std::string kind;
 };
 

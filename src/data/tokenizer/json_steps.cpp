@@ -17,6 +17,7 @@ using nlohmann::json;
 std::variant<std::string, Expression> read_pattern(const JsonFields& fields, const json& step,
                                                    const char* what) {
   const json& pattern = JsonFields::member(step, "pattern");
+  if (pattern.size() > 1) throw fields.fault(fmt::format("the pattern of {} has more than one key", what));
   if (JsonFields::member(pattern, "String").is_string()) return pattern["String"].get<std::string>();
   if (JsonFields::member(pattern, "Regex").is_string())
     return Expression(pattern["Regex"].get<std::string>(), fields.name());
@@ -181,7 +182,10 @@ class PreTokenizerReader {
       scheme = fields_.text(step, "prepend_scheme", kWhat);
     if (scheme != "always" && scheme != "first" && scheme != "never")
       throw fields_.fault(fmt::format("prepend_scheme '{}' of Metaspace is not known", scheme));
-    add(metaspace(fields_.text(step, "replacement", kWhat),
+    const std::string replacement = fields_.text(step, "replacement", kWhat);
+    if (replacement.empty() || character_at(replacement, 0).bytes != replacement.size())
+      throw fields_.fault(fmt::format("the replacement '{}' of Metaspace is not one character", replacement));
+    add(metaspace(replacement,
                   scheme == "always"  ? Prepend::kAlways
                   : scheme == "first" ? Prepend::kFirst
                                       : Prepend::kNever,

@@ -5,6 +5,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
+#include "mcompress/base/text.h"
 #include "mcompress/formats/json.h"
 #include "parts.h"
 #include "sentencepiece.h"
@@ -17,42 +18,47 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-std::string_view text_of(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 // vocab.json and merges.txt do not say how text is cut, which other models do in other ways.
-void check_is_gpt2(const std::string& folder) {
-  const std::string config = folder + "/config.json";
-  std::string type = "gpt2";
-  if (std::filesystem::exists(config)) {
-    const json root = parse_json(text_of(MappedFile(config)), fmt::format("'{}'", config));
-    if (root.is_object() && root.contains("model_type") && root["model_type"].is_string())
-      type = root["model_type"].get<std::string>();
-  }
-  if (type != "gpt2" || std::filesystem::exists(folder + "/added_tokens.json"))
+void check_is_gpt2(const std::string& folder, const std::string& type) {
+  if ((!type.empty() && type != "gpt2" && type != "opt") || fs::exists(folder + "/added_tokens.json"))
     throw bad_data(
-        "'{}' has vocab.json and merges.txt of a {} model, from which only GPT-2's tokenizer is made; save "
-        "its tokenizer.json",
-        folder, type);
+        "'{}' has vocab.json and merges.txt of a {} model, from which only the tokenizers of GPT-2 and OPT "
+        "are made; "
+        "save its tokenizer.json",
+        folder, type.empty() ? "gpt2" : type);
 }
 
-// vocab.json and merges.txt, as GPT-2 came with.
-Tokenizer read_gpt2_files(std::string_view vocabulary, std::string_view merges, const std::string& name) {
-  const json tokens = parse_json(vocabulary, name + "/vocab.json");
+// vocab.json and merges.txt, as GPT-2 came with, and OPT, which puts </s> before a text.
+Tokenizer read_gpt2_files(const std::string& folder) {
+  const std::string type = model_type_of(folder);
+  check_is_gpt2(folder, type);
+  const json tokens = read_json_file(folder + "/vocab.json");
   json root = {{"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
                {"model", {{"type", "BPE"}, {"vocab", tokens}, {"merges", json::array()}}},
                {"added_tokens", json::array()}};
-  constexpr const char* kEnd = "<|endoftext|>";
-  if (tokens.is_object() && tokens.contains(kEnd))
-    root["added_tokens"].push_back({{"id", tokens[kEnd]}, {"content", kEnd}, {"special", true}});
+  const std::vector<std::string> special = type == "opt"
+                                               ? std::vector<std::string>{"<s>", "<pad>", "</s>", "<unk>"}
+                                               : std::vector<std::string>{"<|endoftext|>"};
+  for (const std::string& token : special) {
+    if (tokens.is_object() && tokens.contains(token))
+      root["added_tokens"].push_back({{"id", tokens[token]}, {"content", token}, {"special", true}});
+  }
+  if (type == "opt" && tokens.is_object() && tokens.contains("</s>")) {
+    root["post_processor"] = {
+        {"type", "TemplateProcessing"},
+        {"single", {{{"SpecialToken", {{"id", "</s>"}}}}, {{"Sequence", {{"id", "A"}}}}}},
+        {"special_tokens", {{"</s>", {{"ids", {tokens["</s>"]}}}}}}};
+  }
+  const MappedFile file(folder + "/merges.txt");
+  const std::string_view merges = text_of(file.bytes());
+  check_utf8(merges);
   for (size_t begin = 0; begin < merges.size();) {
     const size_t end = std::min(merges.find('\n', begin), merges.size());
     const std::string_view line = merges.substr(begin, end - begin);
     begin = end + 1;
     if (!line.empty() && !line.starts_with("#version")) root["model"]["merges"].push_back(line);
   }
-  return tokenizer_of_json(root, name);
+  return tokenizer_of_json(root, folder);
 }
 
 // Whether tokenizer_config.json asks for a special token around a text.
@@ -66,9 +72,9 @@ Tokenizer read_sentencepiece_folder(const std::string& folder) {
   const std::string path = folder + "/tokenizer.model", settings = folder + "/tokenizer_config.json";
   const MappedFile file(path);
   const std::string name = fmt::format("'{}'", path);
-  SentencePieceModel model = read_sentencepiece(text_of(file), name);
+  SentencePieceModel model = read_sentencepiece(text_of(file.bytes()), name);
   json config;
-  if (fs::exists(settings)) config = parse_json(text_of(MappedFile(settings)), fmt::format("'{}'", settings));
+  if (fs::exists(settings)) config = read_json_file(settings);
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const std::string& text = model.pieces[i].text;
     if (text == "<s>" && is_added(config, "add_bos_token", true)) model.before = {static_cast<int32_t>(i)};
@@ -90,14 +96,9 @@ Tokenizer load_tokenizer(const std::string& path) {
     return gguf_tokenizer(read_gguf(file.bytes(), path), path);
   }
   const std::string file = path + "/tokenizer.json", merges = path + "/merges.txt";
-  if (fs::exists(file)) return read_tokenizer_json(text_of(MappedFile(file)), file);
+  if (fs::exists(file)) return tokenizer_of_json(read_json_file(file), file);
   if (fs::exists(path + "/tokenizer.model")) return read_sentencepiece_folder(path);
-  if (fs::exists(merges)) {
-    check_is_gpt2(path);
-    const MappedFile vocabulary(path + "/vocab.json"), pairs(merges);
-    check_utf8(text_of(pairs));
-    return read_gpt2_files(text_of(vocabulary), text_of(pairs), path);
-  }
+  if (fs::exists(merges)) return read_gpt2_files(path);
   throw error(Exit::kNoInput,
               "'{}' has no tokenizer: neither tokenizer.json, tokenizer.model nor vocab.json with merges.txt",
               path);

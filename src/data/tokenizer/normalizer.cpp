@@ -1,5 +1,7 @@
 #include "normalizer.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -11,12 +13,6 @@
 namespace mcompress {
 
 namespace {
-
-void append(int32_t code, std::string& text) {
-  std::array<utf8proc_uint8_t, 4> bytes{};
-  const auto count = utf8proc_encode_char(code, bytes.data());
-  text.append(reinterpret_cast<const char*>(bytes.data()), static_cast<size_t>(count));
-}
 
 // Gives each character with its bytes.
 template <typename Use>
@@ -52,7 +48,7 @@ std::string lowered(std::string_view text) {
   constexpr int32_t kDottedI = 0x130;
   std::string result;
   each_character(text, [&](int32_t code, std::string_view) {
-    code == kDottedI ? void(result += "i\u0307") : append(utf8proc_tolower(code), result);
+    code == kDottedI ? void(result += "i\u0307") : append_character(utf8proc_tolower(code), result);
   });
   return result;
 }
@@ -106,6 +102,12 @@ size_t end_of_grapheme(std::string_view text, size_t at) {
 
 }  // namespace
 
+void check_growth(size_t size, size_t text) {
+  constexpr size_t kTimes = 64, kAlways = size_t{1} << 20U;
+  if (size > kTimes * text + kAlways)
+    throw bad_data("the tokenizer's normalizers make more than {} times as much of the text", kTimes);
+}
+
 Normalizer lowercase() { return lowered; }
 
 Normalizer strip_accents() {
@@ -136,6 +138,7 @@ Normalizer replace(std::string from, std::string to) {
     size_t begin = 0;
     for (size_t at = text.find(from); at != std::string_view::npos; at = text.find(from, begin)) {
       result.append(text.substr(begin, at - begin)).append(to);
+      check_growth(result.size(), text.size());
       begin = at + from.size();
     }
     return result.append(text.substr(begin));
@@ -148,6 +151,7 @@ Normalizer replace(Expression from, std::string to) {
     size_t last = 0;
     from.find_all(text, [&](size_t begin, size_t end) {
       result.append(text.substr(last, begin - last)).append(to);
+      check_growth(result.size(), text.size());
       last = end;
     });
     return result.append(text.substr(last));
@@ -170,6 +174,12 @@ Normalizer bert_normalizer(const BertOptions& options) {
     return result;
   };
 }
+
+namespace {
+
+bool continues_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) == 0x80U; }
+
+}  // namespace
 
 CharacterMap::CharacterMap(std::string_view compiled, const std::string& name) {
   uint32_t bytes = 0;
@@ -201,7 +211,9 @@ CharacterMap::Match CharacterMap::find(std::string_view text, Prefer prefer) con
     constexpr uint32_t kHasLeaf = 1U << 8U;
     if ((found & kHasLeaf) == 0) continue;
     const size_t begin = unit(place) & 0x7FFFFFFFU;
-    if (begin > texts_.size()) break;
+    // A damaged map may point into the middle of a character, of the text or of its own.
+    if (begin >= texts_.size() || continues_character(texts_[begin])) break;
+    if (i + 1 < text.size() && continues_character(text[i + 1])) continue;
     match = {i + 1, std::string_view(texts_).substr(begin, texts_.find('\0', begin) - begin)};
     if (prefer == Prefer::kShortest) break;
   }
@@ -214,6 +226,7 @@ std::string apply_map(const CharacterMap& map, std::string_view text) {
     const CharacterMap::Match match = map.find(text.substr(at), CharacterMap::Prefer::kLongest);
     const size_t bytes = match.bytes > 0 ? match.bytes : character_at(text, at).bytes;
     result += match.bytes > 0 ? match.text : text.substr(at, bytes);
+    check_growth(result.size(), text.size());
     at += bytes;
   }
   return result;
@@ -224,6 +237,7 @@ Normalizer precompiled(std::shared_ptr<const CharacterMap> map) {
     constexpr size_t kWhole = 6;
     std::string result;
     for (size_t at = 0; at < text.size();) {
+      check_growth(result.size(), text.size());
       const std::string_view grapheme = text.substr(at, end_of_grapheme(text, at) - at);
       at += grapheme.size();
       if (grapheme.size() < kWhole) {

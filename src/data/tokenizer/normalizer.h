@@ -11,6 +11,9 @@
 
 namespace mcompress {
 
+// Throws Error(65) where steps make much more of a text: 64 times as much and a megabyte.
+void check_growth(size_t size, size_t text);
+
 // A step that text passes through before it is cut. The names are those of the tokenizers library.
 using Normalizer = std::function<std::string(std::string_view)>;
 

@@ -34,6 +34,12 @@ struct Tokenizer::Parts {
   std::string kind;
 };
 
+// Throws Error(65) for a token longer than kLongestToken.
+void check_length(std::string_view token, const std::string& name);
+
+// The text behind all steps. Throws Error(65) where they make much more of it.
+std::string normalize(const std::vector<Normalizer>& steps, std::string_view text);
+
 // What a byte-level vocabulary is read from, whatever file it lies in: tokens in the alphabet that byte-level
 // BPE writes bytes in, and pairs of them by rank.
 struct ByteLevelVocabulary {

@@ -25,6 +25,9 @@ class PieceModel {
   virtual void encode(std::string_view piece, std::vector<int32_t>& ids) const = 0;
 };
 
+// Longer tokens, of which no vocabulary is known, would take more time than a text has bytes.
+constexpr size_t kLongestToken = 2048;
+
 // What becomes of characters that no token stands for.
 struct Unknown {
   int32_t id = -1;             // -1: they are left out

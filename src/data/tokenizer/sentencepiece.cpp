@@ -70,6 +70,14 @@ std::vector<Bpe::Merge> merges_of(const std::vector<Piece>& pieces, const String
   return merges;
 }
 
+// The library merges through pieces that are not used and takes them apart again at the end.
+void check_unused(const std::string& text, const StringMap<int32_t>& ids, const std::string& name) {
+  for (size_t at = 1; at < text.size(); ++at) {
+    if (ids.contains(std::string_view(text).substr(0, at)) && ids.contains(std::string_view(text).substr(at)))
+      throw bad_data("{}: piece '{}' is not used and can be merged, which is not known", name, text);
+  }
+}
+
 }  // namespace
 
 Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::string& name) {
@@ -79,19 +87,25 @@ Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::st
   std::vector<int32_t> bytes(256, -1);
   std::vector<AddedToken> found_raw, found_normalized;
   std::unordered_map<int32_t, std::string> bytes_of;
-  std::vector<Unigram::Token> scored;
+  std::vector<Unigram::Token> scored, user_defined;
+  std::vector<const std::string*> unused;
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const Piece& piece = model.pieces[i];
     const auto id = static_cast<int32_t>(i);
     bytes_of[id] = replace(std::string(kSpace), " ")(piece.text);
     if (!std::isfinite(piece.score)) throw bad_data("{}: piece '{}' has no finite score", name, piece.text);
+    check_length(piece.text, name);
     switch (piece.type) {
       case Type::kNormal:
         if (piece.text.empty() || !ids.emplace(piece.text, id).second)
           throw bad_data("{}: piece {}, '{}', is empty or there twice", name, i, piece.text);
         scored.push_back({piece.text, id, piece.score});
         break;
-      case Type::kUserDefined: found_normalized.push_back({.id = id, .content = piece.text}); break;
+      case Type::kUserDefined:
+        // To a unigram model they are pieces of a score that the others hardly reach.
+        model.is_unigram ? user_defined.push_back({piece.text, id, 0})
+                         : found_normalized.push_back({.id = id, .content = piece.text});
+        break;
       case Type::kControl: found_raw.push_back({.id = id, .content = piece.text}); break;
       case Type::kUnknown:
         unknown.id = id;
@@ -104,7 +118,7 @@ Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::st
         bytes_of[id] = std::string(1, static_cast<char>(*byte));
         break;
       }
-      case Type::kUnused: break;
+      case Type::kUnused: unused.push_back(&piece.text); break;
     }
   }
   if (model.byte_fallback) {
@@ -116,8 +130,19 @@ Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::st
   if (!model.character_map.empty()) map = std::make_shared<const CharacterMap>(model.character_map, name);
   std::unique_ptr<const PieceModel> pieces;
   if (model.is_unigram) {
+    double most = 0;
+    if (!scored.empty()) {
+      most = std::max_element(scored.begin(), scored.end(), [](const auto& a, const auto& b) {
+               return a.score < b.score;
+             })->score;
+    }
+    for (Unigram::Token& token : user_defined) {
+      token.score = static_cast<float>(static_cast<double>(token.text.size()) * most - 0.1);
+      scored.push_back(std::move(token));
+    }
     pieces = std::make_unique<Unigram>(scored, std::move(unknown), Unigram::Precision::kSingle);
   } else {
+    for (const std::string* text : unused) check_unused(*text, ids, name);
     const std::vector<Bpe::Merge> merges = merges_of(model.pieces, ids);
     pieces =
         std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kCharacters, std::move(unknown), false);

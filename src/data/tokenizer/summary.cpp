@@ -6,6 +6,8 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
+#include "mcompress/base/text.h"
+#include "mcompress/formats/json.h"
 #include "parts.h"
 #include "sentencepiece.h"
 
@@ -15,10 +17,6 @@ namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-std::string_view text_of(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
 
 // Reads a tokenizer.json as it streams by: the type of the model, the size of its vocabulary, and whether a
 // pre-tokenizer is byte-level.
@@ -53,12 +51,7 @@ class Summarizer : public nlohmann::json_sax<json> {
   bool start_array(size_t) override { return open(); }
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
-  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& failure) override {
-    problem = failure.what();
-    return false;
-  }
-
-  std::string problem;
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
 
  private:
   // A token is a number in an object, or a pair in a list.
@@ -85,9 +78,8 @@ class Summarizer : public nlohmann::json_sax<json> {
 TokenizerSummary summarize_json(const std::string& path) {
   const MappedFile file(path);
   Summarizer found;
-  if (!json::sax_parse(text_of(file), &found))
-    throw bad_data("'{}' is not valid JSON: {}", path,
-                   found.problem.empty() ? "it nests too deep" : found.problem);
+  if (!json::sax_parse(text_of(file.bytes()), &found))
+    parse_json(text_of(file.bytes()), fmt::format("'{}'", path));  // says what is wrong
   const std::string kind = found.model == "BPE" ? (found.is_byte_level ? kByteLevelBpe : kSentencePieceBpe)
                            : found.model == "Unigram" ? kSentencePieceUnigram
                                                       : found.model;
@@ -118,9 +110,12 @@ TokenizerSummary summarize_tokenizer(const std::string& path) {
   if (!fs::is_directory(path)) return summarize_gguf(path);
   if (fs::exists(path + "/tokenizer.json")) return summarize_json(path + "/tokenizer.json");
   const std::string model = path + "/tokenizer.model";
-  if (!fs::exists(model)) return {kByteLevelBpe, load_tokenizer(path).size()};
+  if (!fs::exists(model)) {
+    const json vocabulary = read_json_file(path + "/vocab.json");
+    return {kByteLevelBpe, static_cast<int64_t>(vocabulary.size())};
+  }
   const MappedFile file(model);
-  const SentencePieceModel pieces = read_sentencepiece(text_of(file), fmt::format("'{}'", model));
+  const SentencePieceModel pieces = read_sentencepiece(text_of(file.bytes()), fmt::format("'{}'", model));
   return {pieces.is_unigram ? kSentencePieceUnigram : kSentencePieceBpe,
           static_cast<int64_t>(pieces.pieces.size())};
 }

@@ -8,6 +8,21 @@
 
 namespace mcompress {
 
+void check_length(std::string_view token, const std::string& name) {
+  if (token.size() > kLongestToken)
+    throw bad_data("{}: a token of {} bytes is longer than any that is known; at most {} are", name,
+                   token.size(), kLongestToken);
+}
+
+std::string normalize(const std::vector<Normalizer>& steps, std::string_view text) {
+  std::string result(text);
+  for (const Normalizer& step : steps) {
+    result = step(result);
+    check_growth(result.size(), text.size());
+  }
+  return result;
+}
+
 namespace {
 
 // Encodes texts, and remembers the ids of words, which come again and again.
@@ -27,9 +42,11 @@ class Encoder {
  private:
   void add_raw(std::string_view text, bool at_start) {
     if (parts_.normalizers.empty()) return add_normalized(text, at_start);
-    std::string normalized(text);
-    for (const auto& normalize : parts_.normalizers) normalized = normalize(normalized);
-    add_normalized(normalized, at_start);
+    const std::string normalized = normalize(parts_.normalizers, text);
+    // Where the beginning is stripped, what is left does not begin the text.
+    const bool stripped =
+        text.starts_with(' ') && !normalized.starts_with(' ') && !normalized.starts_with("\u2581");
+    add_normalized(normalized, at_start && !stripped);
   }
 
   void add_normalized(std::string_view text, bool at_start) {
@@ -42,9 +59,12 @@ class Encoder {
   void split(std::string_view text, bool at_start, size_t step) {
     if (text.empty()) return;
     if (step == parts_.splits.size()) return add_piece(text);
+    // A piece begins where the text does, unless something before it was left out.
+    bool is_first = at_start;
     const UsePiece use = [&](std::string_view piece) {
-      split(piece, at_start, step + 1);
-      at_start = false;
+      const bool inside = piece.data() >= text.data() && piece.data() < text.data() + text.size();
+      split(piece, is_first && (!inside || piece.data() == text.data()), step + 1);
+      is_first = false;
     };
     parts_.splits[step](text, at_start, use);
   }

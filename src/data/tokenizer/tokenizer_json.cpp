@@ -26,7 +26,7 @@ class Reader {
     read_post_processor(JsonFields::member(root_, "post_processor"));
     JsonModel model = read_model(fields_, root_["model"], pre_tokenizer.is_byte_level);
     std::vector<AddedToken> raw, normalized;
-    for (AddedToken& token : read_added_tokens()) {
+    for (AddedToken& token : read_added_tokens(model)) {
       model.bytes_of[token.id] = token.content;
       (token.normalized ? normalized : raw).push_back(std::move(token));
     }
@@ -75,7 +75,18 @@ class Reader {
     if (texts != 1) throw fields_.fault("its template is not around one text $A");
   }
 
-  std::vector<AddedToken> read_added_tokens() const {
+  // The id of an added token is that of the same token of the model, or no other token's.
+  void check_id(const AddedToken& token, const JsonModel& model) const {
+    const auto of_model = model.ids.find(token.content);
+    if (of_model != model.ids.end() && of_model->second != token.id)
+      throw fields_.fault(fmt::format("added token '{}' has the id {}, and {} in the model", token.content,
+                                      token.id, of_model->second));
+    if (of_model == model.ids.end() && model.bytes_of.contains(token.id))
+      throw fields_.fault(fmt::format("added token '{}' has the id {} of token '{}'", token.content, token.id,
+                                      model.bytes_of.at(token.id)));
+  }
+
+  std::vector<AddedToken> read_added_tokens(const JsonModel& model) const {
     std::vector<AddedToken> tokens;
     const json& all = JsonFields::member(root_, "added_tokens");
     if (all.is_null()) return tokens;
@@ -83,13 +94,12 @@ class Reader {
       AddedToken token;
       token.content = fields_.text(entry, "content", "an added token");
       token.id = fields_.id(JsonFields::member(entry, "id"), token.content);
+      check_id(token, model);
       token.single_word = fields_.flag(entry, "single_word", false);
       token.lstrip = fields_.flag(entry, "lstrip", false);
       token.rstrip = fields_.flag(entry, "rstrip", false);
       token.normalized = fields_.flag(entry, "normalized", !fields_.flag(entry, "special", false));
-      if (token.normalized) {
-        for (const auto& normalize : normalizers_) token.content = normalize(token.content);
-      }
+      if (token.normalized) token.content = normalize(normalizers_, token.content);
       tokens.push_back(std::move(token));
     }
     return tokens;

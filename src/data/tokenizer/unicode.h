@@ -21,6 +21,8 @@ CharClass class_of(int32_t code);
 
 bool is_word(int32_t code);  // \w: letters, marks, decimal and letter numbers, connectors, joiners
 
+void append_character(int32_t code, std::string& text);
+
 // Throws Error(65) naming the offset of the first byte that is no UTF-8.
 void check_utf8(std::string_view text);
 

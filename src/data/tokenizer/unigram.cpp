@@ -67,18 +67,23 @@ void Unigram::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   }
   std::vector<size_t> ends;
   for (size_t at = piece.size(); at > 0; at = best[at].begin) ends.push_back(at);
-  bool after_unknown = false;
+  std::string unknown;  // characters in a row
+  const auto end_unknown = [&] {
+    std::vector<int32_t> alone;
+    if (!unknown.empty()) unknown_.append(unknown, alone);
+    ids.insert(ids.end(), alone.begin(), alone.end());
+    unknown.clear();
+  };
   for (auto end = ends.rbegin(); end != ends.rend(); ++end) {
     const Best& token = best[*end];
-    if (token.id >= 0) {
-      ids.push_back(token.id);
-    } else if (!unknown_.bytes.empty() || !after_unknown || !unknown_.fused) {
-      std::vector<int32_t> alone;
-      unknown_.append(piece.substr(token.begin, *end - token.begin), alone);
-      ids.insert(ids.end(), alone.begin(), alone.end());
+    if (token.id < 0) {
+      unknown += piece.substr(token.begin, *end - token.begin);
+      continue;
     }
-    after_unknown = token.id < 0;
+    end_unknown();
+    ids.push_back(token.id);
   }
+  end_unknown();
 }
 
 }  // namespace mcompress

@@ -22,7 +22,7 @@ class Unigram : public PieceModel {
   // SentencePiece adds scores in float32, the tokenizers library in float64.
   enum class Precision { kSingle, kDouble };
 
-  // A character that no token stands for has the lowest score less 10.
+  // A character that no token stands for has the lowest score less 10; several in a row are one.
   Unigram(const std::vector<Token>& tokens, Unknown unknown, Precision precision);
 
   void encode(std::string_view piece, std::vector<int32_t>& ids) const override;

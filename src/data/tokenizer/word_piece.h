@@ -22,7 +22,7 @@ class WordPiece : public PieceModel {
   StringMap<int32_t> tokens_;
   std::string continuation_;
   int32_t unknown_;
-  size_t most_characters_;
+  size_t most_characters_, longest_ = 0;
 };
 
 }  // namespace mcompress

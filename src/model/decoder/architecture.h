@@ -17,7 +17,7 @@ struct KeyNames {
   const char* blocks = "num_hidden_layers";
   const char* heads = "num_attention_heads";
   const char* positions = "max_position_embeddings";
-  const char* epsilon = "rms_norm_eps";
+  const char* epsilon = "rms_norm_eps";  // nullptr: it is not read
   const char* activation = "hidden_act";
 };
 
@@ -31,7 +31,8 @@ struct Architecture {
   double theta = 10000, norm_epsilon = 1e-6;
   const char* activation = "silu";
   bool tied_head = false;
-  bool rotates_parts = false;  // a head is rotated up to its partial_rotary_factor
+  int64_t original_positions = 0;  // those before longrope where the file's root says none; 0: as rope says
+  bool rotates_parts = false;      // a head is rotated up to its partial_rotary_factor
 };
 
 // Throws Error(65) with the list of those that are known. `name` is what the message calls the file.

@@ -1,6 +1,6 @@
 #include <array>
 #include <cmath>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include <fmt/ranges.h>
@@ -23,12 +23,14 @@ void refuse_unless(bool expected, const ConfigKeys& keys, const char* key, bool 
                    !expected);
 }
 
-// Reads which blocks attend to a window only: layer_types names them, or else `is_windowed` tells.
-void read_windows(const ConfigKeys& keys, int64_t default_window,
-                  const std::function<bool(size_t block)>& is_windowed, DecoderConfig& config) {
-  // Where the key is null there is no window; where it is absent the architecture's own.
-  const int64_t window =
-      keys.is_null("sliding_window") ? 0 : keys.count("sliding_window", default_window, int64_t{1} << 32);
+// The key where it is there, the architecture's own where it is absent, none where it is null.
+int64_t read_window(const ConfigKeys& keys, int64_t otherwise) {
+  return keys.is_null("sliding_window") ? 0 : keys.count("sliding_window", otherwise, int64_t{1} << 32);
+}
+
+// Sets which blocks attend to a window only, 0 for none: layer_types names them, or else `is_windowed` tells.
+void set_windows(const ConfigKeys& keys, int64_t window, const std::function<bool(size_t block)>& is_windowed,
+                 DecoderConfig& config) {
   const auto blocks = static_cast<size_t>(config.blocks);
   const bool named = keys.has("layer_types");
   if (named && (!keys["layer_types"].is_array() || keys["layer_types"].size() != blocks))
@@ -41,18 +43,20 @@ void read_windows(const ConfigKeys& keys, int64_t default_window,
         throw bad_data("{}: attention {} of layer {} is not known", keys.name(), type.dump(), i);
       windowed = type == "sliding_attention";
       if (windowed && window == 0)
-        throw bad_data("{}: layer {} has sliding_attention, and 'sliding_window' is missing", keys.name(), i);
+        throw bad_data("{}: layer {} has sliding_attention, and there is no sliding window", keys.name(), i);
     }
     config.windows[i] = windowed ? window : 0;
   }
 }
 
+bool every_block(size_t) { return true; }
+
 // Qwen's windows are on the blocks from max_window_layers on.
 void read_qwen_windows(const ConfigKeys& keys, DecoderConfig& config) {
-  if (!keys.flag("use_sliding_window", false)) return;
+  const int64_t window = keys.flag("use_sliding_window", false) ? read_window(keys, 4096) : 0;
   const int64_t first = keys.count("max_window_layers", 28, int64_t{1} << 24, 0);
-  read_windows(
-      keys, 4096, [&](size_t block) { return static_cast<int64_t>(block) >= first; }, config);
+  set_windows(
+      keys, window, [&](size_t block) { return static_cast<int64_t>(block) >= first; }, config);
 }
 
 // Blocks without positions (SmolLM3): a list of ones and zeros, or every so many blocks.
@@ -85,48 +89,51 @@ void read_gemma(const ConfigKeys& keys, DecoderConfig& config) {
   config.embedding_scale = std::sqrt(static_cast<double>(config.width));
 }
 
-// arXiv:2408.00118. Norms on both sides of a layer; scores and logits are capped.
-void read_gemma2(const ConfigKeys& keys, DecoderConfig& config) {
+double read_cap(const ConfigKeys& keys, const char* key, double otherwise) {
+  return keys.is_null(key) ? 0 : keys.number(key, otherwise);
+}
+
+// What Gemma 2 and 3 share: norms on both sides of a layer, and one block in `pattern` without a window.
+void read_gemma_blocks(const ConfigKeys& keys, int64_t pattern, DecoderConfig& config) {
   read_gemma(keys, config);
   config.closing_norms = true;
   config.names.closing_attention_norm = "post_attention_layernorm";
   config.names.feed_forward_norm = "pre_feedforward_layernorm";
   config.names.closing_feed_forward_norm = "post_feedforward_layernorm";
   config.score_scale = 1 / std::sqrt(keys.number("query_pre_attn_scalar", 256));
-  const bool caps = config.model_type == "gemma2";
-  config.score_cap =
-      keys.is_null("attn_logit_softcapping") ? 0 : keys.number("attn_logit_softcapping", caps ? 50 : 0);
-  config.logit_cap =
-      keys.is_null("final_logit_softcapping") ? 0 : keys.number("final_logit_softcapping", caps ? 30 : 0);
-  const int64_t pattern = caps ? 2 : keys.count("sliding_window_pattern", 6);
-  read_windows(
-      keys, 4096, [&](size_t block) { return (static_cast<int64_t>(block) + 1) % pattern != 0; }, config);
+  set_windows(
+      keys, read_window(keys, 4096),
+      [&](size_t block) { return (static_cast<int64_t>(block) + 1) % pattern != 0; }, config);
 }
 
-// arXiv:2503.19786. Blocks with a window have a rotation of their own.
+// arXiv:2408.00118. Scores and logits are capped.
+void read_gemma2(const ConfigKeys& keys, DecoderConfig& config) {
+  read_gemma_blocks(keys, 2, config);
+  config.score_cap = read_cap(keys, "attn_logit_softcapping", 50);
+  config.logit_cap = read_cap(keys, "final_logit_softcapping", 30);
+}
+
+// arXiv:2503.19786. Blocks with a window have a rotation of their own; of the caps transformers reads the
+// last.
 void read_gemma3(const ConfigKeys& keys, DecoderConfig& config) {
-  read_gemma2(keys, config);
+  read_gemma_blocks(keys, keys.count("sliding_window_pattern", 6), config);
   config.head_norm = true;
-  RopeDefaults local = {keys.number("rope_local_base_freq", 10000), config.positions, config.head_width};
-  config.window_rope = Rope{.theta = local.theta};
-  if (!keys.has("rope_parameters") || !keys["rope_parameters"].contains("sliding_attention")) return;
-  const json& both = keys["rope_parameters"];
-  for (const auto& [key, rope] :
-       {std::pair("full_attention", &config.rope), std::pair("sliding_attention", &*config.window_rope)}) {
-    if (!both.contains(key) || !both[key].is_object())
-      throw bad_data("{}: 'rope_parameters' has no object '{}'", keys.name(), key);
-    const std::string name = fmt::format("{}, rope_parameters, {}", keys.name(), key);
-    *rope = read_rope_object(
-        keys, both[key], name,
-        rope == &config.rope ? RopeDefaults{1e6, local.positions, local.rotated_width} : local);
+  config.logit_cap = read_cap(keys, "final_logit_softcapping", 0);
+  const double local_theta = keys.number("rope_local_base_freq", 10000);
+  config.window_rope = Rope{.theta = local_theta};
+  if (!has_rope_by_kind(keys)) return;
+  for (const auto& [key, rope, theta] :
+       {std::tuple("full_attention", &config.rope, keys.number("rope_theta", 1e6)),
+        std::tuple("sliding_attention", &*config.window_rope, local_theta)}) {
+    *rope = read_rope_of_kind(keys, key, {theta, config.positions, 0, config.rotated_width});
   }
 }
 
 void read_phi3(const ConfigKeys& keys, DecoderConfig& config) {
   config.names.query_key_value = "self_attn.qkv_proj";
   config.names.gate_up = "mlp.gate_up_proj";
-  read_windows(
-      keys, 0, [](size_t) { return true; }, config);
+  // Whatever layer_types may say.
+  config.windows.assign(config.windows.size(), read_window(keys, 0));
 }
 
 // Layers with biases behind LayerNorms, no gate, and positions that are learned: GPT-2 and OPT.
@@ -227,16 +234,13 @@ const std::vector<Architecture>& architectures() {
              config.mlp_bias = keys.flag("mlp_bias", false);
            }},
       {.model_type = "mistral",
-       .read =
-           [](const ConfigKeys& keys, DecoderConfig& config) {
-             read_windows(
-                 keys, 4096, [](size_t) { return true; }, config);
-           },
+       .read = [](const ConfigKeys& keys,
+                  DecoderConfig& config) { set_windows(keys, read_window(keys, 4096), every_block, config); },
        .kv_heads = 8,
        .positions = 4096 * 32},
       {.model_type = "opt",
        .read = read_opt,
-       .keys = {.inner = "ffn_dim", .epsilon = "", .activation = "activation_function"},
+       .keys = {.inner = "ffn_dim", .epsilon = nullptr, .activation = "activation_function"},
        .norm_epsilon = 1e-5,
        .activation = "relu",
        .tied_head = true},
@@ -244,6 +248,7 @@ const std::vector<Architecture>& architectures() {
        .read = read_phi3,
        .positions = 4096,
        .norm_epsilon = 1e-5,
+       .original_positions = 4096,
        .rotates_parts = true},
       {.model_type = "qwen2",
        .read =
@@ -269,9 +274,10 @@ const std::vector<Architecture>& architectures() {
              read_attention_bias(keys, config);
              config.mlp_bias = keys.flag("mlp_bias", false);
              read_rotations(keys, config);
-             if (!keys.flag("use_sliding_window", false)) return;
-             read_windows(
-                 keys, 0, [&](size_t block) { return !config.rotates[block]; }, config);
+             const bool windowed = keys.flag("use_sliding_window", false);
+             set_windows(
+                 keys, windowed ? read_window(keys, 0) : 0,
+                 [&](size_t block) { return !config.rotates[block]; }, config);
            },
        .kv_heads = 4,
        .positions = 32768,

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -9,7 +10,6 @@
 #include "architecture.h"
 #include "config_keys.h"
 #include "mcompress/base/error.h"
-#include "mcompress/base/mapped_file.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/model/decoder.h"
 #include "rope_config.h"
@@ -94,26 +94,34 @@ void read_quantization(const ConfigKeys& keys, DecoderConfig& config) {
   if (format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
   if (!given.has("config_groups") || !given["config_groups"].is_object())
     throw unknown("weights without config_groups");
+  for (const char* key : {"kv_cache_scheme", "transform_config", "sparsity_config"}) {
+    if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
+  }
   const auto check = [&](const json& scheme, const char* what) {
     const ConfigKeys numbers(scheme, given.name());
     const std::string strategy = numbers.text("strategy", "");
     const bool known = numbers.count("num_bits", 0) == 8 && numbers.text("type", "") == "int" &&
-                       numbers.flag("symmetric", false) &&
+                       numbers.flag("symmetric", false) && !numbers.has("actorder") &&
                        (strategy == "channel" || strategy == "tensor" || strategy == "token");
     if (!known) throw unknown(fmt::format("{} {}", what, scheme.dump()));
   };
+  std::optional<bool> rounds;
   for (const auto& [name, group] : given["config_groups"].items()) {
     if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object())
       throw unknown("a group without weights");
+    if (!group.value("output_activations", json()).is_null()) throw unknown("rounded outputs");
     check(group["weights"], "weights");
     const json inputs = group.value("input_activations", json());
-    if (inputs.is_null()) continue;
-    check(inputs, "input_activations");
-    if (inputs.value("strategy", "") != "token" || !inputs.value("dynamic", json(false)).is_boolean() ||
-        !inputs["dynamic"].get<bool>())
-      throw unknown(fmt::format("input_activations {}", inputs.dump()));
-    config.rounds_inputs = true;
+    if (!inputs.is_null()) {
+      check(inputs, "input_activations");
+      if (inputs["strategy"] != "token" || inputs.value("dynamic", json()) != true)
+        throw unknown(fmt::format("input_activations {}", inputs.dump()));
+    }
+    if (rounds && *rounds == inputs.is_null()) throw unknown("groups of which some round their inputs");
+    rounds = !inputs.is_null();
   }
+  if (!rounds) throw unknown("weights without config_groups");
+  config.rounds_inputs = *rounds;
   config.quantization = "compressed-tensors, 8 bits";
 }
 
@@ -124,10 +132,8 @@ std::string DecoderConfig::block_name(int64_t block) const {
 }
 
 DecoderConfig read_decoder_config(const std::string& path) {
-  const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   const std::string name = fmt::format("'{}'", path);
-  const json root = parse_json(text, name);
+  const json root = read_json_file(path);
   if (!root.is_object()) throw bad_data("{} is not a JSON object", name);
   const ConfigKeys keys(root, name);
   DecoderConfig config;
@@ -135,17 +141,23 @@ DecoderConfig read_decoder_config(const std::string& path) {
   config.model_type = keys.text("model_type", "");
   const Architecture& architecture = architecture_of(config.model_type, name);
   read_sizes(keys, architecture, config);
-  config.norm_epsilon = keys.number(architecture.keys.epsilon, architecture.norm_epsilon);
+  const char* epsilon = architecture.keys.epsilon;
+  config.norm_epsilon =
+      epsilon == nullptr ? architecture.norm_epsilon : keys.number(epsilon, architecture.norm_epsilon);
+  if (!keys.flag("is_causal", true))
+    throw bad_data("{}: a model with 'is_causal' false predicts no next token", name);
   config.tied_head = keys.flag("tie_word_embeddings", architecture.tied_head);
   const char* key = architecture.keys.activation;
-  config.activation = activation_named(keys.text(key, architecture.activation), key, name);
+  std::string activation = keys.text(key, architecture.activation);
   // Gemma's first files say gelu where they mean its approximation.
-  if (config.model_type == "gemma") config.activation = Activation::kTanhGelu;
+  if (config.model_type == "gemma" && activation == "gelu") activation = "gelu_pytorch_tanh";
+  config.activation = activation_named(activation, key, name);
   config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_width));
   config.rotated_width = read_rotated_width(keys, architecture, config.head_width);
-  const bool by_kind = keys.has("rope_parameters") && keys["rope_parameters"].contains("full_attention");
-  const RopeDefaults defaults = {architecture.theta, config.positions, config.rotated_width};
-  if (!by_kind) config.rope = read_rope(keys, defaults);
+  const bool by_kind = has_rope_by_kind(keys);
+  if (!by_kind)
+    config.rope = read_rope(
+        keys, {architecture.theta, config.positions, architecture.original_positions, config.rotated_width});
   config.rotates.assign(static_cast<size_t>(config.blocks), true);
   config.windows.assign(static_cast<size_t>(config.blocks), 0);
   architecture.read(keys, config);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <set>
 
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
@@ -18,7 +17,8 @@ namespace mcompress {
 
 namespace {
 
-constexpr int64_t kTokens = 2048;  // that are run together
+constexpr int64_t kTokens = 2048;    // that are run together
+constexpr int64_t kHeadRows = 128;  // of hidden states, whose logits are computed together
 
 // The tensors of a checkpoint, with their shapes.
 std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
@@ -71,15 +71,14 @@ std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
   return tensors;
 }
 
-// Buffers that older versions of transformers saved, and the head where it is the embedding.
+}  // namespace
+
 bool is_known_extra(const std::string& name, const DecoderConfig& config) {
   const bool mask =
       config.model_type == "gpt2" && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
   return mask || name.ends_with("rotary_emb.inv_freq") ||
          (config.tied_head && name == config.names.head + ".weight");
 }
-
-}  // namespace
 
 DecoderConfig read_model_config(const std::string& path) {
   if (std::filesystem::is_directory(path)) return read_decoder_config(path + "/config.json");
@@ -92,9 +91,9 @@ struct Decoder::Impl {
   at::ScalarType compute;
   DecoderConfig config;
   std::unique_ptr<WeightSource> weights;
-  at::Tensor embedding, learned_positions, head;
+  at::Tensor embedding, learned_positions;
   Norm final_norm;
-  bool head_rounds_inputs = false;
+  mutable Projection head;  // read when it is first used
 
   Impl(std::string name, at::ScalarType type, OpenedModel model)
       : path(std::move(name)),
@@ -107,8 +106,6 @@ struct Decoder::Impl {
     if (config.first_position) learned_positions = weights->read(names.base + names.positions + ".weight");
     check_tied();
     final_norm = load_norm(names.base + names.final_norm);
-    head_rounds_inputs = !config.tied_head && weights->rounds_inputs(names.head + ".weight");
-    head = (config.tied_head ? embedding : weights->read(names.head + ".weight")).to(compute);
   }
 
   void check_tensors() const {
@@ -170,6 +167,16 @@ struct Decoder::Impl {
     return layers;
   }
 
+  // Packed like the layers of a block; the packing of a large vocabulary takes as long as some windows.
+  const Projection& loaded_head() const {
+    if (head.weight.defined()) return head;
+    const std::string name = config.names.head + ".weight";
+    const at::Tensor weight = config.tied_head ? embedding : weights->read(name);
+    head = {weight.to(compute), {}, !config.tied_head && weights->rounds_inputs(name)};
+    head.pack(kHeadRows);
+    return head;
+  }
+
   BlockWeights load_block(int64_t i) const {
     const DecoderNames& names = config.names;
     const std::string prefix = config.block_name(i);
@@ -227,8 +234,8 @@ const DecoderConfig& Decoder::config() const { return impl_->config; }
 at::Tensor Decoder::embed(const at::Tensor& ids) const {
   const int64_t largest = ids.max().item<int64_t>(), least = ids.min().item<int64_t>();
   if (least < 0 || largest >= impl_->config.vocabulary)
-    throw bad_data("token id {} is outside the model's vocabulary of {}; the tokenizer is another model's",
-                   least < 0 ? least : largest, impl_->config.vocabulary);
+    throw bad_data("token id {} is outside the model's vocabulary of {}", least < 0 ? least : largest,
+                   impl_->config.vocabulary);
   const DecoderConfig& config = impl_->config;
   at::Tensor hidden = at::embedding(impl_->embedding, ids).to(impl_->compute);
   // Rounded to the computing type first, as transformers does.
@@ -270,8 +277,7 @@ void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_w
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  const Projection head = {impl_->head, {}, impl_->head_rounds_inputs};
-  at::Tensor values = head(normalized(impl_->config, impl_->final_norm, hidden)).to(at::kFloat);
+  at::Tensor values = impl_->loaded_head()(normalized(impl_->config, impl_->final_norm, hidden)).to(at::kFloat);
   cap_values(values, impl_->config.logit_cap);
   return values;
 }

@@ -15,6 +15,8 @@ class FolderSource : public WeightSource {
       : files_(read_checkpoint(path, ModelFormat::kHuggingFace)), rounds_inputs_(config.rounds_inputs) {
     for (size_t i = 0; i < files_.arrays.size(); ++i) index_[files_.arrays[i].name] = i;
     for (const Array& array : files_.arrays) {
+      shapes_[array.name] = array.shape;
+      if (is_known_extra(array.name, config)) continue;
       const bool floating =
           array.dtype == DType::kF32 || array.dtype == DType::kF16 || array.dtype == DType::kBF16;
       const bool coded = array.dtype == DType::kI8 && !config.quantization.empty();
@@ -22,7 +24,6 @@ class FolderSource : public WeightSource {
         throw bad_data("'{}': tensor '{}' is {}; F32, F16 and BF16 can be computed with", path, array.name,
                        name_of(array.dtype));
       if (coded) check_scale(array, path);
-      shapes_[array.name] = array.shape;
     }
     for (const Array& array : files_.arrays) {
       if (array.dtype == DType::kI8) shapes_.erase(scale_name(array.name));

@@ -1,5 +1,6 @@
 #include "mcompress/formats/gguf.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -11,6 +12,14 @@
 namespace mcompress {
 
 namespace {
+
+constexpr const char* kFrequencies = "rope_freqs.weight";
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
+
+bool is_rotation(const std::string& name) {
+  return name == kFrequencies || name == kShortFactors || name == kLongFactors;
+}
 
 // A tensor whose type is one of PyTorch's, in its map; others are dequantized, rows in parallel.
 at::Tensor values_of(const GgufTensor& tensor) {
@@ -39,8 +48,7 @@ class GgufSource : public WeightSource {
   GgufSource(SharedFile file, const GgufFile& content, const DecoderConfig& config)
       : file_(std::move(file)), config_(config) {
     for (const GgufTensor& tensor : content.tensors) {
-      if (tensor.name.starts_with("rope_f"))
-        continue;  // rope_freqs, rope_factors_*: the configuration has them
+      if (is_rotation(tensor.name)) continue;  // part of the configuration
       tensors_[tensor.name] = tensor;
       shapes_[tensor.name] = tensor.shape;
     }
@@ -69,9 +77,8 @@ class GgufSource : public WeightSource {
   std::map<std::string, GgufTensor> tensors_;
 };
 
-// The values of a tensor that says how positions are rotated, one of each frequency; empty where there is
-// none.
-std::vector<double> divisors_of(const GgufFile& file, const std::string& name, const DecoderConfig& config,
+// The values of a tensor that says how positions are rotated, one of each frequency.
+std::vector<double> divisors_of(const GgufFile& file, const char* name, const DecoderConfig& config,
                                 const std::string& path) {
   for (const GgufTensor& tensor : file.tensors) {
     if (tensor.name != name) continue;
@@ -79,10 +86,12 @@ std::vector<double> divisors_of(const GgufFile& file, const std::string& name, c
     if (values.numel() != config.rotated_width / 2)
       throw bad_data("GGUF file '{}': '{}' has {} values, and heads rotated by {} need {}", path, name,
                      values.numel(), config.rotated_width, config.rotated_width / 2);
+    if (!(values > 0).logical_and(values.isfinite()).all().item<bool>())
+      throw bad_data("GGUF file '{}': '{}' has values that are not above 0", path, name);
     const double* data = values.const_data_ptr<double>();
     return {data, data + values.numel()};
   }
-  return {};
+  throw bad_data("GGUF file '{}' lacks the tensor '{}'", path, name);
 }
 
 }  // namespace
@@ -91,10 +100,12 @@ OpenedModel open_gguf(const std::string& path) {
   const auto file = std::make_shared<const MappedFile>(path);
   const GgufFile content = read_gguf(file->bytes(), path);
   DecoderConfig config = gguf_decoder_config(content, path);
-  config.rope.divisors = divisors_of(content, "rope_freqs.weight", config, path);
   if (config.rope.scaling == RopeScaling::kLongrope) {
-    config.rope.divisors = divisors_of(content, "rope_factors_short.weight", config, path);
-    config.rope.long_divisors = divisors_of(content, "rope_factors_long.weight", config, path);
+    config.rope.divisors = divisors_of(content, kShortFactors, config, path);
+    config.rope.long_divisors = divisors_of(content, kLongFactors, config, path);
+  } else if (std::any_of(content.tensors.begin(), content.tensors.end(),
+                         [](const GgufTensor& tensor) { return tensor.name == kFrequencies; })) {
+    config.rope.divisors = divisors_of(content, kFrequencies, config, path);
   }
   auto weights = std::make_unique<GgufSource>(file, content, config);
   return {std::move(config), std::move(weights)};

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -14,6 +15,8 @@
 namespace mcompress {
 
 namespace {
+
+constexpr int64_t kMostPositions = int64_t{1} << 32;
 
 // Reads metadata with its type; what is missing is named.
 class GgufKeys {
@@ -32,15 +35,16 @@ class GgufKeys {
     return *value;
   }
   int64_t count(const std::string& key, std::optional<int64_t> otherwise = {},
-                int64_t most = int64_t{1} << 24) const {
+                int64_t most = int64_t{1} << 24, int64_t least = 1) const {
     const std::optional<int64_t> value = find<int64_t>(key);
     if (!value && otherwise) return *otherwise;
     if (!value) throw bad_data("GGUF file '{}' lacks the key '{}.{}'", path_, architecture_, key);
-    if (*value < 1 || *value > most)
-      throw bad_data("GGUF file '{}': key '{}.{}' is {}, and should be from 1 to {}", path_, architecture_,
-                     key, *value, most);
+    if (*value < least || *value > most)
+      throw bad_data("GGUF file '{}': key '{}.{}' is {}, and should be from {} to {}", path_, architecture_,
+                     key, *value, least, most);
     return *value;
   }
+  // Above 0.
   double number(const std::string& key, std::optional<double> otherwise = {}) const {
     const std::optional<double> value = find<double>(key);
     if (!value && otherwise) return *otherwise;
@@ -85,9 +89,8 @@ DecoderNames gguf_names() {
   return names;
 }
 
-// One block in `pattern` attends to everything, the others to a window.
-void read_windows(const GgufKeys& keys, int64_t pattern, DecoderConfig& config) {
-  const int64_t window = keys.count("attention.sliding_window", 4096, int64_t{1} << 32);
+// One block in `pattern` attends to everything, the others to a window where there is one.
+void set_windows(int64_t window, int64_t pattern, DecoderConfig& config) {
   for (size_t i = 0; i < config.windows.size(); ++i)
     config.windows[i] = (static_cast<int64_t>(i) + 1) % pattern == 0 ? 0 : window;
 }
@@ -110,7 +113,7 @@ void read_gemma2(const GgufKeys& keys, DecoderConfig& config) {
   config.score_cap = keys.number("attn_logit_softcapping", 50);
   config.logit_cap = keys.number("final_logit_softcapping", 30);
   scale_scores(46, config);
-  read_windows(keys, 2, config);
+  set_windows(keys.count("attention.sliding_window", 4096, kMostPositions), 2, config);
 }
 
 void read_gemma3(const GgufKeys& keys, DecoderConfig& config) {
@@ -118,7 +121,8 @@ void read_gemma3(const GgufKeys& keys, DecoderConfig& config) {
   config.closing_norms = config.head_norm = true;
   config.window_rope = Rope{.theta = keys.number("rope.freq_base_swa", 10000)};
   scale_scores(62, config);
-  read_windows(keys, 6, config);
+  set_windows(keys.count("attention.sliding_window", 0, kMostPositions, 0), 6, config);
+  config.logit_cap = keys.number("final_logit_softcapping", 0);
 }
 
 void read_phi3(const GgufKeys& keys, DecoderConfig& config) {
@@ -182,18 +186,30 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
                    config.head_width, config.rotated_width);
   rope.theta = keys.number("rope.freq_base", architecture.theta);
   rope.original_positions =
-      keys.count("rope.scaling.original_context_length", config.positions, int64_t{1} << 32);
-  const std::string scaling = keys.find<std::string>("rope.scaling.type").value_or("none");
-  if (has_tensor(file, "rope_factors_long.weight")) {
+      keys.count("rope.scaling.original_context_length", config.positions, kMostPositions);
+  // As llama.cpp: a factor without a type scales linearly, and older files call it otherwise.
+  const double factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0));
+  const std::string scaling = keys.find<std::string>("rope.scaling.type").value_or("linear");
+  for (const char* key : {"rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor",
+                          "rope.scaling.yarn_attn_factor"}) {
+    if (keys.number(key, 0.0) != 0) throw bad_data("GGUF file '{}': key '{}' is not known", path, key);
+  }
+  const double attention = keys.number("rope.scaling.attn_factor", 1.0);
+  if (has_tensor(file, "rope_factors_long.weight") || has_tensor(file, "rope_factors_short.weight")) {
     rope.scaling = RopeScaling::kLongrope;
-    rope.attention_factor = keys.number("rope.scaling.attn_factor", 1);
-  } else if (scaling == "linear" || scaling == "yarn") {
-    rope.scaling = scaling == "linear" ? RopeScaling::kLinear : RopeScaling::kYarn;
-    rope.factor = keys.number("rope.scaling.factor");
-    if (scaling == "yarn" && rope.factor > 1) rope.attention_factor = 0.1 * std::log(rope.factor) + 1;
-  } else if (scaling != "none") {
-    throw bad_data("GGUF file '{}': rope scaling '{}' is not known; none, linear and yarn are", path,
-                   scaling);
+    rope.attention_factor = attention;
+  } else if (scaling == "yarn" && factor > 0) {
+    rope.scaling = RopeScaling::kYarn;
+    rope.factor = factor;
+    rope.attention_factor = attention * (factor > 1 ? 0.1 * std::log(factor) + 1 : 1);
+    rope.beta_fast = keys.number("rope.scaling.yarn_beta_fast", rope.beta_fast);
+    rope.beta_slow = keys.number("rope.scaling.yarn_beta_slow", rope.beta_slow);
+  } else if (scaling == "linear" && factor > 0) {
+    rope.scaling = RopeScaling::kLinear;
+    rope.factor = factor;
+  } else if (scaling != "none" && scaling != "linear") {
+    throw bad_data("GGUF file '{}': rope scaling '{}'{} is not known; none, linear and yarn are", path,
+                   scaling, factor > 0 ? "" : " without a factor");
   }
 }
 
@@ -210,7 +226,7 @@ DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path)
   config.blocks = keys.count("block_count", {}, 10'000);
   config.heads = keys.count("attention.head_count");
   config.kv_heads = keys.count("attention.head_count_kv", config.heads);
-  config.positions = keys.count("context_length", {}, int64_t{1} << 32);
+  config.positions = keys.count("context_length", {}, kMostPositions);
   config.norm_epsilon = keys.number(architecture.epsilon);
   if (config.heads % config.kv_heads != 0)
     throw bad_data("GGUF file '{}': {} attention heads are not a multiple of {} key/value heads", path,

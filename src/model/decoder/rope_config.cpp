@@ -98,18 +98,19 @@ void read_longrope(const ConfigKeys& scaled, const RopeDefaults& defaults, Rope&
   rope.attention_factor = scaled.number("attention_factor", grown);
 }
 
-}  // namespace
-
-Rope read_rope_object(const ConfigKeys& keys, const json& object, const std::string& name,
-                      const RopeDefaults& defaults) {
+Rope read_object(const ConfigKeys& keys, const json& object, const std::string& name,
+                 const RopeDefaults& defaults) {
   check_keys(object, name);
   const ConfigKeys scaled(object, name);
   Rope rope;
-  rope.theta = scaled.number("rope_theta", keys.number("rope_theta", defaults.theta));
-  rope.scaling = scaling_named(scaled.text("rope_type", scaled.text("type", "default")), keys.name());
+  rope.theta = scaled.number("rope_theta", defaults.theta);
+  std::string type = scaled.text("rope_type", scaled.text("type", "default"));
+  if (defaults.original > 0 && type == "yarn") type = "longrope";  // as transformers reads it for Phi-3
+  rope.scaling = scaling_named(type, keys.name());
   if (rope.scaling == RopeScaling::kNone) return rope;
+  const int64_t inner = scaled.count(kOriginal, defaults.positions, kMostPositions);
   rope.original_positions =
-      keys.count(kOriginal, scaled.count(kOriginal, defaults.positions, kMostPositions), kMostPositions);
+      keys.count(kOriginal, defaults.original > 0 ? defaults.original : inner, kMostPositions);
   if (rope.scaling == RopeScaling::kLongrope) {
     read_longrope(scaled, defaults, rope);
     return rope;
@@ -123,15 +124,40 @@ Rope read_rope_object(const ConfigKeys& keys, const json& object, const std::str
   return rope;
 }
 
-Rope read_rope(const ConfigKeys& keys, const RopeDefaults& defaults) {
-  static const json kEmpty = json::object();
+void check_one_form(const ConfigKeys& keys) {
   if (keys.has("rope_parameters") && keys.has("rope_scaling"))
     throw bad_data("{}: it has 'rope_parameters' and 'rope_scaling', which mean the same; leave one",
                    keys.name());
+}
+
+}  // namespace
+
+Rope read_rope(const ConfigKeys& keys, const RopeDefaults& defaults) {
+  static const json kEmpty = json::object();
+  check_one_form(keys);
   const char* key = keys.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   const json& object = keys.has(key) ? keys[key] : kEmpty;
   if (!object.is_object()) throw bad_data("{}: '{}' is not an object", keys.name(), key);
-  return read_rope_object(keys, object, fmt::format("{}, {}", keys.name(), key), defaults);
+  RopeDefaults with_theta = defaults;
+  with_theta.theta = keys.number("rope_theta", defaults.theta);
+  return read_object(keys, object, fmt::format("{}, {}", keys.name(), key), with_theta);
+}
+
+bool has_rope_by_kind(const ConfigKeys& keys) {
+  if (!keys.has("rope_parameters")) return false;
+  const json& object = keys["rope_parameters"];
+  return object.is_object() && (object.contains("full_attention") || object.contains("sliding_attention"));
+}
+
+Rope read_rope_of_kind(const ConfigKeys& keys, const char* kind, const RopeDefaults& defaults) {
+  check_one_form(keys);
+  const json& both = keys["rope_parameters"];
+  if (!both.contains(kind) || !both[kind].is_object())
+    throw bad_data("{}: 'rope_parameters' has no object '{}'", keys.name(), kind);
+  const std::string name = fmt::format("{}, rope_parameters, {}", keys.name(), kind);
+  if (ConfigKeys(both[kind], name).number("partial_rotary_factor", 1) != 1)
+    throw bad_data("{}: a partial_rotary_factor is not known here", name);
+  return read_object(keys, both[kind], name, defaults);
 }
 
 }  // namespace mcompress

@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#include <nlohmann/json_fwd.hpp>
-
 #include "config_keys.h"
 #include "mcompress/model/decoder.h"
 
@@ -13,6 +11,7 @@ namespace mcompress {
 struct RopeDefaults {
   double theta = 10000;
   int64_t positions = 0;      // that the model was made for
+  int64_t original = 0;       // those that longrope begins from, over what its object says; 0: as that says
   int64_t rotated_width = 0;  // of a head
 };
 
@@ -20,8 +19,8 @@ struct RopeDefaults {
 // Throws Error(65) for what is not known of it.
 Rope read_rope(const ConfigKeys& keys, const RopeDefaults& defaults);
 
-// The same from an object of that kind; `name` is what messages call it.
-Rope read_rope_object(const ConfigKeys& keys, const nlohmann::json& object, const std::string& name,
-                      const RopeDefaults& defaults);
+// Whether rope_parameters holds an object for each kind of attention (Gemma 3), and the one of a kind.
+bool has_rope_by_kind(const ConfigKeys& keys);
+Rope read_rope_of_kind(const ConfigKeys& keys, const char* kind, const RopeDefaults& defaults);
 
 }  // namespace mcompress

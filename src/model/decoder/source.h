@@ -40,6 +40,9 @@ struct OpenedModel {
   std::unique_ptr<WeightSource> weights;
 };
 
+// Buffers that older versions of transformers saved, and the head where it is the embedding.
+bool is_known_extra(const std::string& name, const DecoderConfig& config);
+
 // Throw Error(65) where the tensors are none to compute with.
 OpenedModel open_folder(const std::string& path);
 OpenedModel open_gguf(const std::string& path);
