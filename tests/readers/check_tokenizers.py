@@ -30,7 +30,7 @@ def train(folder, name, text, **options):
 def vectors(data, name):
     for entry in json.loads((data / "tokenizers/hf_vectors.json").read_text())["tokenizers"]:
         if entry["tokenizer"] == name:
-            return [case for case in entry["cases"] if "text_pair" not in case]
+            return [([case["text"], case["text_pair"]] if "text_pair" in case else case["text"], case["ids"]) for case in entry["cases"]]
     raise KeyError(name)
 
 
@@ -66,7 +66,7 @@ def main():
             library.no_padding()
             library.no_truncation()
             library.save(str(folder / f"{key}.json"))
-            cases[key] = [[case["text"], case["ids"]] for case in known] + [[line, library.encode(line).ids] for line in lines]
+            cases[key] = [list(case) for case in known] + [[line, library.encode(line).ids] for line in lines]
         (folder / "cases.json").write_text(json.dumps(cases))
         environment = os.environ | {"MCOMPRESS_TOKENIZER_CASES": name}
         subprocess.run([program, "--gtest_filter=Tokenizer.GivesTheIdsOfTheLibrariesOnMore", "--gtest_brief=1"], check=True, env=environment)

@@ -170,7 +170,7 @@ class ModelReader {
   }
 
   // Of <0x00> to <0xFF>, some of which may be missing: a tab is a token itself in Gemma.
-  std::vector<int32_t> byte_ids(const StringMap<int32_t>& ids, JsonModel& result) const {
+  static std::vector<int32_t> byte_ids(const StringMap<int32_t>& ids, JsonModel& result) {
     std::vector<int32_t> bytes(256, -1);
     for (size_t byte = 0; byte < bytes.size(); ++byte) {
       const auto found = ids.find(fmt::format("<0x{:02X}>", byte));
