@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+namespace mcompress {
+
+// Weights of few bits: input channels in groups, each with a scale and a zero point for every row.
+//   asymmetric: scale = (max - min) / (2^bits - 1) with 0 inside the range, zero point = round(-min / scale)
+//   symmetric:  scale = 2 max|w| / (2^bits - 1), zero point = 2^(bits - 1), as GPTQ has it
+// A weight is scale * (code - zero point).
+struct GroupGrid {
+  int bits = 4;  // 2 to 8
+  int64_t group_size =
+      128;  // -1: all channels; where it does not divide their number the last group is smaller
+  bool symmetric = false;
+  // The range is narrowed by up to 35 % where that gives less error, each channel weighted by its importance.
+  bool search = false;
+};
+
+// Scales and zero points of one group, float64 [rows]; zero points are whole numbers.
+struct GroupScale {
+  at::Tensor scale, zero;
+};
+
+// Of weights float64 [rows, channels]; `importance` float64 [channels], or undefined where all are equal.
+GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance);
+
+// A weight on such a grid.
+struct GroupCodes {
+  at::Tensor codes;   // uint8 [rows, channels]
+  at::Tensor scale;   // float32 [rows, groups]
+  at::Tensor zero;    // uint8 [rows, groups]
+  at::Tensor groups;  // int64 [channels], the group of each
+};
+
+// int64 [channels]: groups of that size in order. Throws Error(2) for a group size of 0 or below -1.
+at::Tensor groups_in_order(int64_t channels, int64_t group_size);
+
+// Rounds to nearest, each group on the scale that group_scale() gives it.
+GroupCodes round_to_groups(const at::Tensor& weight, const GroupGrid& grid,
+                           const at::Tensor& importance = {});
+
+// The weight that the codes stand for, float32 [rows, channels].
+at::Tensor dequantize(const GroupCodes& codes);
+
+}  // namespace mcompress
