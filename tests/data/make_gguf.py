@@ -15,6 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf.quants import dequantize
+from protobuf import fields
 from safetensors.numpy import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -102,27 +103,6 @@ def llama():
 
 def sentencepiece_pieces(path):
     """(text, score, type) of each piece: field 1 of the model, whose fields are 1, 2 and 3."""
-    def fields(data):
-        at = 0
-        def varint():
-            nonlocal at
-            value = shift = 0
-            while True:
-                byte = data[at]
-                at += 1
-                value |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    return value
-        while at < len(data):
-            key = varint()
-            size = {0: 0, 1: 8, 5: 4}.get(key & 7)
-            if key & 7 == 0:
-                yield key >> 3, varint()
-                continue
-            size = varint() if size is None else size
-            yield key >> 3, data[at:at + size]
-            at += size
     for number, value in fields(path.read_bytes()):
         if number == 1:
             piece = dict(fields(value))
