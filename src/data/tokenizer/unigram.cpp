@@ -74,10 +74,11 @@ void Unigram::encode(std::string_view piece, std::vector<int32_t>& ids) const {
     ids.insert(ids.end(), alone.begin(), alone.end());
     unknown.clear();
   };
-  for (auto end = ends.rbegin(); end != ends.rend(); ++end) {
-    const Best& token = best[*end];
+  std::reverse(ends.begin(), ends.end());
+  for (const size_t end : ends) {
+    const Best& token = best[end];
     if (token.id < 0) {
-      unknown += piece.substr(token.begin, *end - token.begin);
+      unknown += piece.substr(token.begin, end - token.begin);
       continue;
     }
     end_unknown();
