@@ -1,9 +1,9 @@
 #include "mcompress/measure/latency.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "mcompress/base/clock.h"
 #include "mcompress/base/interrupt.h"
 
 namespace mcompress {
@@ -18,9 +18,9 @@ double percentile(const std::vector<double>& sorted, double share) {
 
 double time_once(const Forward& model, const at::Tensor& input) {
   check_interrupt();
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   model(input);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_since(start);
 }
 
 }  // namespace

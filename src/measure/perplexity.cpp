@@ -1,7 +1,6 @@
 #include "mcompress/measure/perplexity.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <vector>
@@ -9,6 +8,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
@@ -18,12 +18,6 @@
 namespace mcompress {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Windows whose hidden states are held at once; each block is read once for all of them.
 int64_t windows_together(const Decoder& model, const TokenWindows& windows) {

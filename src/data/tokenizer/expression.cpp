@@ -2,10 +2,10 @@
 #include "expression.h"
 
 #include <array>
-#include <chrono>
 
 #include <pcre2.h>
 
+#include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 
@@ -82,7 +82,6 @@ Expression::Expression(const std::string& source, const std::string& name) : sou
 }
 
 void Expression::find_all(std::string_view text, const std::function<void(size_t, size_t)>& use) const {
-  using Clock = std::chrono::steady_clock;
   constexpr uint32_t kMostSteps = 10'000'000;
   const auto* code = static_cast<const pcre2_code*>(code_.get());
   const std::unique_ptr<pcre2_match_context, Freer<pcre2_match_context_free>> context(

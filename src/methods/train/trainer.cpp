@@ -1,6 +1,5 @@
 #include "mcompress/methods/trainer.h"
 
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -8,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
@@ -17,12 +17,6 @@
 namespace mcompress {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A seed of its own for each use and step, so that a run needs no generator's state to go on.
 uint64_t mix(uint64_t seed, uint64_t use, int64_t step) {
