@@ -11,6 +11,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
+#include "mcompress/base/text.h"
 #include "mcompress/formats/data_files.h"
 #include "mcompress/formats/gzip.h"
 #include "mcompress/formats/json.h"
@@ -130,7 +131,7 @@ std::string read_text(const std::string& path, const TextOptions& options) {
       text = gunzip(bytes, path);
       if (name.ends_with(".gz")) name.resize(name.size() - 3);
     } else {
-      text.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      text = text_of(bytes);
     }
   }
   const bool lines = name.ends_with(".jsonl");

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
 #include "mcompress/formats/gguf.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/formats/safetensors.h"
@@ -36,8 +37,6 @@ constexpr std::array kStrangers = {
     Stranger{"<!DOCTYPE", "an HTML page, probably a failed download"},
     Stranger{"<html", "an HTML page, probably a failed download"},
     Stranger{"\x93NUMPY", "a NumPy array, not a model"}};
-
-std::string_view text_of(Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 
 bool looks_like_tar(Bytes bytes) {
   constexpr size_t kMagicAt = 257;

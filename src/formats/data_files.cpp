@@ -7,6 +7,7 @@
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
 
 namespace mcompress {
 
@@ -118,7 +119,7 @@ Array read_npy(Bytes bytes, const std::string& path) {
   const size_t begin = kSizeAt + (wide ? 4 : 2);
   if (size > kMaxHeader || !fits(begin, size, bytes.size()))
     throw bad_data(".npy file '{}' has a header that does not fit", path);
-  const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + begin, size);
+  const std::string_view header = text_of(bytes.subspan(begin, size));
   Array array{path, parse_npy_dtype(npy_value(header, "descr", path), path), {}, {}, {}};
   array.shape = parse_npy_shape(npy_value(header, "shape", path), path);
   if (npy_value(header, "fortran_order", path).starts_with("True")) {

@@ -1,5 +1,6 @@
 #include "mcompress/formats/gguf.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
@@ -8,6 +9,7 @@
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
 
 namespace mcompress {
 
@@ -102,10 +104,7 @@ class Reader {
     std::memcpy(&result, take(sizeof(Number)).data(), sizeof(Number));
     return result;
   }
-  std::string text() {
-    const Bytes part = take(number<uint64_t>());
-    return {reinterpret_cast<const char*>(part.data()), part.size()};
-  }
+  std::string text() { return std::string(text_of(take(number<uint64_t>()))); }
 
   // Whole numbers beyond int64 are none that a model has.
   int64_t whole(uint32_t type, const std::string& key) {
@@ -229,6 +228,12 @@ const char* name_of(GgufType type) { return info_of(type).name; }
 GgufBlock block_of(GgufType type) { return info_of(type).block; }
 
 bool looks_like_gguf(Bytes bytes) { return bytes.size() >= 4 && std::memcmp(bytes.data(), "GGUF", 4) == 0; }
+
+const GgufTensor* find_tensor(const GgufFile& file, std::string_view name) {
+  const auto found = std::find_if(file.tensors.begin(), file.tensors.end(),
+                                  [&](const GgufTensor& tensor) { return tensor.name == name; });
+  return found == file.tensors.end() ? nullptr : &*found;
+}
 
 GgufFile read_gguf(Bytes bytes, const std::string& path) {
   if (!looks_like_gguf(bytes)) throw bad_data("'{}' is no GGUF file", path);

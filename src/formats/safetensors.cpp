@@ -7,6 +7,7 @@
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/text.h"
 #include "mcompress/formats/json.h"
 
 namespace mcompress {
@@ -123,7 +124,7 @@ SafetensorsFile read_safetensors(Bytes bytes, const std::string& path) {
     throw bad_data("'{}' announces a header of {} bytes, but has only {}: the file is cut", path, size,
                    bytes.size() - kPrefix);
   }
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kPrefix, size);
+  const std::string_view text = text_of(bytes.subspan(kPrefix, size));
   if (!text.starts_with('{')) throw bad_data("header of '{}' does not begin with '{{'", path);
   const json header = parse_json(text, fmt::format("header of '{}'", path));
 

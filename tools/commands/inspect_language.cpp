@@ -148,9 +148,7 @@ Language read_gguf_file(const std::string& path) {
   Language model;
   const MappedFile file(path);
   const GgufFile content = read_gguf(file.bytes(), path);
-  if (const auto name = content.metadata.find("general.architecture"); name != content.metadata.end()) {
-    if (const auto* text = std::get_if<std::string>(&name->second)) model.architecture = *text;
-  }
+  if (const auto* name = find_value<std::string>(content, "general.architecture")) model.architecture = *name;
   std::map<std::string, uint64_t> by_type;
   for (const GgufTensor& tensor : content.tensors) {
     const auto count = static_cast<int64_t>(count_elements(tensor.shape).value());

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -48,6 +49,14 @@ struct GgufFile {
   std::map<std::string, GgufValue> metadata;
   std::vector<GgufTensor> tensors;
 };
+
+// nullptr where there is none, or of another type.
+template <typename Value>
+const Value* find_value(const GgufFile& file, const std::string& key) {
+  const auto found = file.metadata.find(key);
+  return found == file.metadata.end() ? nullptr : std::get_if<Value>(&found->second);
+}
+const GgufTensor* find_tensor(const GgufFile& file, std::string_view name);
 
 bool looks_like_gguf(Bytes bytes);
 

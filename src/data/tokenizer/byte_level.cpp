@@ -36,6 +36,25 @@ std::optional<std::string> bytes_in(std::string_view token) {
 
 }  // namespace
 
+std::vector<Bpe::Merge> ranked_merges(const TokenPairs& pairs,
+                                      const std::function<std::optional<int32_t>(const std::string&)>& id_of,
+                                      const std::string& name) {
+  std::vector<Bpe::Merge> merges;
+  merges.reserve(pairs.size());
+  for (const auto& [left, right] : pairs) {
+    const auto known_id = [&, &first = left, &second = right](const std::string& token) {
+      const std::optional<int32_t> id = id_of(token);
+      if (!id)
+        throw bad_data("{}: merge {}, of '{}' and '{}', needs '{}', which is no token", name, merges.size(),
+                       first, second, token);
+      return *id;
+    };
+    const auto rank = static_cast<int32_t>(merges.size());
+    merges.push_back({known_id(left), known_id(right), known_id(left + right), rank});
+  }
+  return merges;
+}
+
 std::unique_ptr<const Bpe> byte_level_bpe(const ByteLevelVocabulary& vocabulary, const std::string& name,
                                           std::unordered_map<int32_t, std::string>& bytes_of) {
   StringMap<int32_t> ids;
@@ -46,20 +65,14 @@ std::unique_ptr<const Bpe> byte_level_bpe(const ByteLevelVocabulary& vocabulary,
       throw bad_data("{}: tokens '{}' and '{}' have the same id {}", name, bytes_of.at(id), token, id);
     if (bytes) ids.emplace(*bytes, id);
   }
-  std::vector<Bpe::Merge> merges;
-  merges.reserve(vocabulary.merges.size());
-  for (const auto& pair : vocabulary.merges) {
-    const auto id_of = [&](const std::string& token) {
-      const std::optional<std::string> bytes = bytes_in(token);
-      const auto found = bytes ? ids.find(*bytes) : ids.end();
-      if (found == ids.end())
-        throw bad_data("{}: merge {}, of '{}' and '{}', needs '{}', which is no token", name, merges.size(),
-                       pair.first, pair.second, token);
-      return found->second;
-    };
-    merges.push_back({id_of(pair.first), id_of(pair.second), id_of(pair.first + pair.second),
-                      static_cast<int32_t>(merges.size())});
-  }
+  const std::vector<Bpe::Merge> merges = ranked_merges(
+      vocabulary.merges,
+      [&](const std::string& token) -> std::optional<int32_t> {
+        const std::optional<std::string> bytes = bytes_in(token);
+        const auto found = bytes ? ids.find(*bytes) : ids.end();
+        return found == ids.end() ? std::nullopt : std::optional(found->second);
+      },
+      name);
   // A byte that no token stands for is left out, as the tokenizers library does.
   return std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kBytes, Unknown(), vocabulary.whole_first);
 }

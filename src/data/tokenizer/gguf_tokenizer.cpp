@@ -33,8 +33,7 @@ const NamedSplits& splits_named(const std::string& name, const std::string& file
 
 template <typename Value>
 const Value& value_of(const GgufFile& file, const std::string& key, const std::string& name) {
-  const auto found = file.metadata.find("tokenizer.ggml." + key);
-  const auto* value = found == file.metadata.end() ? nullptr : std::get_if<Value>(&found->second);
+  const auto* value = find_value<Value>(file, "tokenizer.ggml." + key);
   if (value == nullptr)
     throw bad_data("{}: the metadata has no tokenizer.ggml.{}, or of another type", name, key);
   return *value;
@@ -42,8 +41,7 @@ const Value& value_of(const GgufFile& file, const std::string& key, const std::s
 
 // A number or a flag, which is 0 or 1.
 int64_t integer_or(const GgufFile& file, const std::string& key, int64_t otherwise) {
-  const auto found = file.metadata.find("tokenizer.ggml." + key);
-  const auto* value = found == file.metadata.end() ? nullptr : std::get_if<int64_t>(&found->second);
+  const auto* value = find_value<int64_t>(file, "tokenizer.ggml." + key);
   return value == nullptr ? otherwise : *value;
 }
 

@@ -1,6 +1,7 @@
 #include "json_model.h"
 
 #include <cmath>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -14,8 +15,6 @@ namespace mcompress {
 namespace {
 
 using nlohmann::json;
-
-constexpr std::string_view kSpace = "\u2581";
 
 class ModelReader {
  public:
@@ -41,8 +40,7 @@ class ModelReader {
     ByteLevelVocabulary vocabulary;
     vocabulary.whole_first = fields_.flag(model_, "ignore_merges", false);
     vocabulary.tokens = read_tokens();
-    for (const json& merge : fields_.list(model_, "merges", "the model"))
-      vocabulary.merges.push_back(read_merge(merge));
+    vocabulary.merges = read_merges();
     JsonModel result;
     result.ids = {vocabulary.tokens.begin(), vocabulary.tokens.end()};
     result.pieces = byte_level_bpe(vocabulary, fields_.name(), result.bytes_of);
@@ -55,19 +53,13 @@ class ModelReader {
     JsonModel result;
     StringMap<int32_t> ids = read_ids(result);
     Unknown unknown = read_unknown(ids, result);
-    std::vector<Bpe::Merge> merges;
-    for (const json& merge : fields_.list(model_, "merges", "the model")) {
-      const auto pair = read_merge(merge);
-      const auto id_of = [&](const std::string& token) {
-        const auto found = ids.find(token);
-        if (found == ids.end())
-          throw fields_.fault(fmt::format("merge {}, of '{}' and '{}', needs '{}', which is no token",
-                                          merges.size(), pair.first, pair.second, token));
-        return found->second;
-      };
-      merges.push_back({id_of(pair.first), id_of(pair.second), id_of(pair.first + pair.second),
-                        static_cast<int32_t>(merges.size())});
-    }
+    const std::vector<Bpe::Merge> merges = ranked_merges(
+        read_merges(),
+        [&](const std::string& token) {
+          const auto found = ids.find(token);
+          return found == ids.end() ? std::nullopt : std::optional(found->second);
+        },
+        fields_.name());
     result.pieces = std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kCharacters, std::move(unknown),
                                           fields_.flag(model_, "ignore_merges", false));
     result.kind = kSentencePieceBpe;
@@ -86,10 +78,9 @@ class ModelReader {
       tokens.push_back({entry[0].get<std::string>(), id, entry[1].get<double>()});
       check_length(tokens.back().text, fields_.name());
       ids.emplace(tokens.back().text, id);
-      result.bytes_of[id] = spelt(tokens.back().text);
+      result.bytes_of[id] = with_spaces(tokens.back().text);
     }
     Unknown unknown;
-    unknown.fused = true;
     const json& id = JsonFields::member(model_, "unk_id");
     if (!id.is_null()) {
       unknown.id = fields_.id(id, "unk_id");
@@ -107,14 +98,11 @@ class ModelReader {
   JsonModel read_word_piece() {
     JsonModel result;
     StringMap<int32_t> ids = read_ids(result);
-    const std::string unknown = fields_.text(model_, "unk_token", "the model");
-    const auto found = ids.find(unknown);
-    if (found == ids.end()) throw fields_.fault(fmt::format("unk_token '{}' is no token", unknown));
+    const int32_t unknown = unknown_id(ids);
     const json& most = JsonFields::member(model_, "max_input_chars_per_word");
     constexpr int32_t kUsual = 100;
-    const int32_t id = found->second;
     result.pieces = std::make_unique<WordPiece>(
-        std::move(ids), fields_.text(model_, "continuing_subword_prefix", "the model"), id,
+        std::move(ids), fields_.text(model_, "continuing_subword_prefix", "the model"), unknown,
         static_cast<size_t>(most.is_null() ? kUsual : fields_.id(most, "max_input_chars_per_word")));
     result.kind = "WordPiece";
     return result;
@@ -145,7 +133,7 @@ class ModelReader {
   StringMap<int32_t> read_ids(JsonModel& result) const {
     StringMap<int32_t> ids;
     for (const auto& [token, id] : read_tokens()) {
-      if (!result.bytes_of.emplace(id, spelt(token)).second)
+      if (!result.bytes_of.emplace(id, with_spaces(token)).second)
         throw fields_.fault(
             fmt::format("tokens '{}' and '{}' have the same id {}", result.bytes_of.at(id), token, id));
       ids.emplace(token, id);
@@ -154,17 +142,17 @@ class ModelReader {
     return ids;
   }
 
-  static std::string spelt(const std::string& token) { return replace(std::string(kSpace), " ")(token); }
+  int32_t unknown_id(const StringMap<int32_t>& ids) const {
+    const std::string token = fields_.text(model_, "unk_token", "the model");
+    const auto found = ids.find(token);
+    if (found == ids.end()) throw fields_.fault(fmt::format("unk_token '{}' is no token", token));
+    return found->second;
+  }
 
   Unknown read_unknown(const StringMap<int32_t>& ids, JsonModel& result) const {
     Unknown unknown;
     unknown.fused = fields_.flag(model_, "fuse_unk", false);
-    if (!JsonFields::member(model_, "unk_token").is_null()) {
-      const std::string token = fields_.text(model_, "unk_token", "the model");
-      const auto found = ids.find(token);
-      if (found == ids.end()) throw fields_.fault(fmt::format("unk_token '{}' is no token", token));
-      unknown.id = found->second;
-    }
+    if (!JsonFields::member(model_, "unk_token").is_null()) unknown.id = unknown_id(ids);
     if (fields_.flag(model_, "byte_fallback", false)) unknown.bytes = byte_ids(ids, result);
     return unknown;
   }
@@ -179,6 +167,12 @@ class ModelReader {
       result.bytes_of[found->second] = std::string(1, static_cast<char>(byte));
     }
     return bytes;
+  }
+
+  TokenPairs read_merges() const {
+    TokenPairs merges;
+    for (const json& merge : fields_.list(model_, "merges", "the model")) merges.push_back(read_merge(merge));
+    return merges;
   }
 
   std::pair<std::string, std::string> read_merge(const json& merge) const {

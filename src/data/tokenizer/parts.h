@@ -1,6 +1,8 @@
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -40,11 +42,23 @@ void check_length(std::string_view token, const std::string& name);
 // The text behind all steps. Throws Error(65) where they make much more of it.
 std::string normalize(const std::vector<Normalizer>& steps, std::string_view text);
 
+// Pairs of tokens that are merged, by rank.
+using TokenPairs = std::vector<std::pair<std::string, std::string>>;
+
+// The merges of pairs. Throws Error(65) naming `name` for those of what is no token.
+std::vector<Bpe::Merge> ranked_merges(const TokenPairs& pairs,
+                                      const std::function<std::optional<int32_t>(const std::string&)>& id_of,
+                                      const std::string& name);
+
+// What SentencePiece writes for a space, and a token with spaces again.
+constexpr std::string_view kSpaceMark = "\u2581";
+std::string with_spaces(std::string_view token);
+
 // What a byte-level vocabulary is read from, whatever file it lies in: tokens in the alphabet that byte-level
 // BPE writes bytes in, and pairs of them by rank.
 struct ByteLevelVocabulary {
   std::vector<std::pair<std::string, int32_t>> tokens;
-  std::vector<std::pair<std::string, std::string>> merges;
+  TokenPairs merges;
   bool whole_first = false;
 };
 

@@ -21,8 +21,6 @@ namespace {
 using Type = SentencePieceModel::Type;
 using Piece = SentencePieceModel::Piece;
 
-constexpr std::string_view kSpace = "\u2581";
-
 // Normalizer::Normalize of the library: characters by the map, then spaces.
 std::string normalized(SentencePieceModel::Spaces spaces, const CharacterMap* map, std::string_view text) {
   const std::string mapped = map == nullptr ? std::string(text) : apply_map(*map, text);
@@ -31,12 +29,13 @@ std::string normalized(SentencePieceModel::Spaces spaces, const CharacterMap* ma
   for (const char byte : mapped) {
     const bool space = byte == ' ';
     if (space && after_space) continue;
-    space ? void(result += kSpace) : void(result += byte);
+    space ? void(result += kSpaceMark) : void(result += byte);
     after_space = space && spaces.remove_extra;
   }
   // At the end the library drops U+2581 that was in the text too.
-  while (spaces.remove_extra && result.ends_with(kSpace)) result.resize(result.size() - kSpace.size());
-  if (!result.empty() && spaces.add_dummy_prefix) result.insert(0, kSpace);
+  while (spaces.remove_extra && result.ends_with(kSpaceMark))
+    result.resize(result.size() - kSpaceMark.size());
+  if (!result.empty() && spaces.add_dummy_prefix) result.insert(0, kSpaceMark);
   return result;
 }
 
@@ -78,78 +77,89 @@ void check_unused(const std::string& text, const StringMap<int32_t>& ids, const 
   }
 }
 
-}  // namespace
-
-Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::string& name) {
-  StringMap<int32_t> ids;
+// The pieces of a model by what is done with them.
+struct SortedPieces {
+  StringMap<int32_t> ids;  // of normal ones
   Unknown unknown;
-  unknown.fused = true;
-  std::vector<int32_t> bytes(256, -1);
-  std::vector<AddedToken> found_raw, found_normalized;
+  std::vector<AddedToken> in_raw_text, in_normalized_text;
   std::unordered_map<int32_t, std::string> bytes_of;
   std::vector<Unigram::Token> scored, user_defined;
   std::vector<const std::string*> unused;
+};
+
+SortedPieces sort_pieces(const SentencePieceModel& model, const std::string& name) {
+  SortedPieces sorted;
+  sorted.unknown.fused = true;
+  std::vector<int32_t> bytes(256, -1);
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const Piece& piece = model.pieces[i];
     const auto id = static_cast<int32_t>(i);
-    bytes_of[id] = replace(std::string(kSpace), " ")(piece.text);
+    sorted.bytes_of[id] = with_spaces(piece.text);
     if (!std::isfinite(piece.score)) throw bad_data("{}: piece '{}' has no finite score", name, piece.text);
     check_length(piece.text, name);
     switch (piece.type) {
       case Type::kNormal:
-        if (piece.text.empty() || !ids.emplace(piece.text, id).second)
+        if (piece.text.empty() || !sorted.ids.emplace(piece.text, id).second)
           throw bad_data("{}: piece {}, '{}', is empty or there twice", name, i, piece.text);
-        scored.push_back({piece.text, id, piece.score});
+        sorted.scored.push_back({piece.text, id, piece.score});
         break;
       case Type::kUserDefined:
         // To a unigram model they are pieces of a score that the others hardly reach.
-        model.is_unigram ? user_defined.push_back({piece.text, id, 0})
-                         : found_normalized.push_back({.id = id, .content = piece.text});
+        model.is_unigram ? sorted.user_defined.push_back({piece.text, id, 0})
+                         : sorted.in_normalized_text.push_back({.id = id, .content = piece.text});
         break;
-      case Type::kControl: found_raw.push_back({.id = id, .content = piece.text}); break;
+      case Type::kControl: sorted.in_raw_text.push_back({.id = id, .content = piece.text}); break;
       case Type::kUnknown:
-        unknown.id = id;
-        found_raw.push_back({.id = id, .content = piece.text});
+        sorted.unknown.id = id;
+        sorted.in_raw_text.push_back({.id = id, .content = piece.text});
         break;
       case Type::kByte: {
         const std::optional<unsigned char> byte = byte_of(piece.text);
         if (!byte) throw bad_data("{}: piece '{}' is none of a byte", name, piece.text);
         bytes[*byte] = id;
-        bytes_of[id] = std::string(1, static_cast<char>(*byte));
+        sorted.bytes_of[id] = std::string(1, static_cast<char>(*byte));
         break;
       }
-      case Type::kUnused: unused.push_back(&piece.text); break;
+      case Type::kUnused: sorted.unused.push_back(&piece.text); break;
     }
   }
   if (model.byte_fallback) {
     if (std::find(bytes.begin(), bytes.end(), -1) != bytes.end())
       throw bad_data("{}: it falls back to bytes and has not a piece of each", name);
-    unknown.bytes = std::move(bytes);
+    sorted.unknown.bytes = std::move(bytes);
   }
+  return sorted;
+}
+
+std::unique_ptr<const PieceModel> make_unigram(SortedPieces& sorted) {
+  const auto by_score = [](const Unigram::Token& a, const Unigram::Token& b) { return a.score < b.score; };
+  const auto best = std::max_element(sorted.scored.begin(), sorted.scored.end(), by_score);
+  const double most = best == sorted.scored.end() ? 0 : best->score;
+  for (Unigram::Token& token : sorted.user_defined) {
+    token.score = static_cast<float>(static_cast<double>(token.text.size()) * most - 0.1);
+    sorted.scored.push_back(std::move(token));
+  }
+  return std::make_unique<Unigram>(sorted.scored, std::move(sorted.unknown), Unigram::Precision::kSingle);
+}
+
+std::unique_ptr<const PieceModel> make_bpe(const SentencePieceModel& model, SortedPieces& sorted,
+                                           const std::string& name) {
+  for (const std::string* text : sorted.unused) check_unused(*text, sorted.ids, name);
+  const std::vector<Bpe::Merge> merges = merges_of(model.pieces, sorted.ids);
+  return std::make_unique<Bpe>(std::move(sorted.ids), merges, Bpe::Start::kCharacters,
+                               std::move(sorted.unknown), false);
+}
+
+}  // namespace
+
+Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::string& name) {
+  SortedPieces sorted = sort_pieces(model, name);
   std::shared_ptr<const CharacterMap> map;
   if (!model.character_map.empty()) map = std::make_shared<const CharacterMap>(model.character_map, name);
-  std::unique_ptr<const PieceModel> pieces;
-  if (model.is_unigram) {
-    double most = 0;
-    if (!scored.empty()) {
-      most = std::max_element(scored.begin(), scored.end(), [](const auto& a, const auto& b) {
-               return a.score < b.score;
-             })->score;
-    }
-    for (Unigram::Token& token : user_defined) {
-      token.score = static_cast<float>(static_cast<double>(token.text.size()) * most - 0.1);
-      scored.push_back(std::move(token));
-    }
-    pieces = std::make_unique<Unigram>(scored, std::move(unknown), Unigram::Precision::kSingle);
-  } else {
-    for (const std::string* text : unused) check_unused(*text, ids, name);
-    const std::vector<Bpe::Merge> merges = merges_of(model.pieces, ids);
-    pieces =
-        std::make_unique<Bpe>(std::move(ids), merges, Bpe::Start::kCharacters, std::move(unknown), false);
-  }
+  auto pieces = model.is_unigram ? make_unigram(sorted) : make_bpe(model, sorted, name);
   return Tokenizer(std::make_unique<const Tokenizer::Parts>(
-      Tokenizer::Parts{.in_raw_text = AddedTokens(std::move(found_raw)),
-                       .in_normalized_text = AddedTokens(std::move(found_normalized)),
+      Tokenizer::Parts{.in_raw_text = AddedTokens(std::move(sorted.in_raw_text)),
+                       .in_normalized_text = AddedTokens(std::move(sorted.in_normalized_text)),
                        .normalizers = {[spaces = model.spaces, map](std::string_view text) {
                          return normalized(spaces, map.get(), text);
                        }},
@@ -157,7 +167,7 @@ Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::st
                        .model = std::move(pieces),
                        .before = model.before,
                        .after = model.after,
-                       .bytes_of = std::move(bytes_of),
+                       .bytes_of = std::move(sorted.bytes_of),
                        .kind = model.is_unigram ? kSentencePieceUnigram : kSentencePieceBpe}));
 }
 

@@ -90,17 +90,10 @@ TokenizerSummary summarize_gguf(const std::string& path) {
   const MappedFile file(path);
   const GgufFile content = read_gguf(file.bytes(), path);
   TokenizerSummary summary;
-  if (const auto model = content.metadata.find("tokenizer.ggml.model"); model != content.metadata.end()) {
-    const auto* name = std::get_if<std::string>(&model->second);
-    summary.kind = name == nullptr    ? ""
-                   : *name == "gpt2"  ? kByteLevelBpe
-                   : *name == "llama" ? kSentencePieceBpe
-                                      : *name;
-  }
-  if (const auto tokens = content.metadata.find("tokenizer.ggml.tokens"); tokens != content.metadata.end()) {
-    if (const auto* texts = std::get_if<std::vector<std::string>>(&tokens->second))
-      summary.tokens = static_cast<int64_t>(texts->size());
-  }
+  if (const auto* model = find_value<std::string>(content, "tokenizer.ggml.model"))
+    summary.kind = *model == "gpt2" ? kByteLevelBpe : *model == "llama" ? kSentencePieceBpe : *model;
+  if (const auto* tokens = find_value<std::vector<std::string>>(content, "tokenizer.ggml.tokens"))
+    summary.tokens = static_cast<int64_t>(tokens->size());
   return summary;
 }
 

@@ -8,6 +8,8 @@
 
 namespace mcompress {
 
+std::string with_spaces(std::string_view token) { return replace(std::string(kSpaceMark), " ")(token); }
+
 void check_length(std::string_view token, const std::string& name) {
   if (token.size() > kLongestToken)
     throw bad_data("{}: a token of {} bytes is longer than any that is known; at most {} are", name,
@@ -45,7 +47,7 @@ class Encoder {
     const std::string normalized = normalize(parts_.normalizers, text);
     // Where the beginning is stripped, what is left does not begin the text.
     const bool stripped =
-        text.starts_with(' ') && !normalized.starts_with(' ') && !normalized.starts_with("\u2581");
+        text.starts_with(' ') && !normalized.starts_with(' ') && !normalized.starts_with(kSpaceMark);
     add_normalized(normalized, at_start && !stripped);
   }
 

@@ -1,4 +1,3 @@
-#include <array>
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -16,9 +15,9 @@ namespace {
 
 using nlohmann::json;
 
-// Refuses a model with a switch that changes what it computes and is not implemented.
-void refuse_unless(bool expected, const ConfigKeys& keys, const char* key, bool otherwise) {
-  if (keys.flag(key, otherwise) != expected)
+// Refuses a model with a switch that is not as usual, which changes what it computes and is not implemented.
+void refuse_unless(bool expected, const ConfigKeys& keys, const char* key) {
+  if (keys.flag(key, expected) != expected)
     throw bad_data("{}: a {} model with '{}' {} cannot be run", keys.name(), keys.text("model_type", ""), key,
                    !expected);
 }
@@ -83,7 +82,7 @@ void read_attention_bias(const ConfigKeys& keys, DecoderConfig& config) {
 
 // arXiv:2403.08295. Norms multiply by 1 + weight, and the embedding is scaled.
 void read_gemma(const ConfigKeys& keys, DecoderConfig& config) {
-  refuse_unless(false, keys, "use_bidirectional_attention", false);
+  refuse_unless(false, keys, "use_bidirectional_attention");
   read_attention_bias(keys, config);
   config.norm = NormKind::kOffsetRms;
   config.embedding_scale = std::sqrt(static_cast<double>(config.width));
@@ -136,21 +135,11 @@ void read_phi3(const ConfigKeys& keys, DecoderConfig& config) {
   config.windows.assign(config.windows.size(), read_window(keys, 0));
 }
 
-// Layers with biases behind LayerNorms, no gate, and positions that are learned: GPT-2 and OPT.
-void read_ungated(DecoderConfig& config) {
-  config.norm = NormKind::kLayer;
-  config.gated = false;
-  config.qkv_bias = config.output_bias = config.mlp_bias = true;
-  config.first_position = 0;
-  config.kv_heads = config.heads;
-  config.rotates.assign(static_cast<size_t>(config.blocks), false);
-}
-
 void read_gpt2(const ConfigKeys& keys, DecoderConfig& config) {
-  refuse_unless(true, keys, "scale_attn_weights", true);
-  refuse_unless(false, keys, "scale_attn_by_inverse_layer_idx", false);
-  refuse_unless(false, keys, "add_cross_attention", false);
-  read_ungated(config);
+  refuse_unless(true, keys, "scale_attn_weights");
+  refuse_unless(false, keys, "scale_attn_by_inverse_layer_idx");
+  refuse_unless(false, keys, "add_cross_attention");
+  make_ungated(config);
   config.transposed = true;
   DecoderNames& names = config.names;
   names.base = "transformer.";
@@ -167,14 +156,14 @@ void read_gpt2(const ConfigKeys& keys, DecoderConfig& config) {
 }
 
 void read_opt(const ConfigKeys& keys, DecoderConfig& config) {
-  refuse_unless(true, keys, "do_layer_norm_before", true);
-  refuse_unless(true, keys, "layer_norm_elementwise_affine", true);
-  refuse_unless(false, keys, "_remove_final_layer_norm", false);
+  refuse_unless(true, keys, "do_layer_norm_before");
+  refuse_unless(true, keys, "layer_norm_elementwise_affine");
+  refuse_unless(false, keys, "_remove_final_layer_norm");
   const int64_t embedded = keys.count("word_embed_proj_dim", config.width);
   if (embedded != config.width)
     throw bad_data("{}: an embedding of width {}, projected to {}, cannot be run", keys.name(), embedded,
                    config.width);
-  read_ungated(config);
+  make_ungated(config);
   if (!keys.flag("enable_bias", true)) config.qkv_bias = config.output_bias = config.mlp_bias = false;
   config.first_position = 2;  // the first two rows are of padding
   DecoderNames& names = config.names;
@@ -288,6 +277,15 @@ const std::vector<Architecture>& architectures() {
 }
 
 }  // namespace
+
+void make_ungated(DecoderConfig& config) {
+  config.norm = NormKind::kLayer;
+  config.gated = false;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  config.first_position = 0;
+  config.kv_heads = config.heads;
+  config.rotates.assign(static_cast<size_t>(config.blocks), false);
+}
 
 const Architecture& architecture_of(const std::string& model_type, const std::string& name) {
   std::vector<std::string_view> known;

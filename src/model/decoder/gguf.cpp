@@ -1,6 +1,5 @@
 #include "mcompress/formats/gguf.h"
 
-#include <algorithm>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -12,10 +11,6 @@
 namespace mcompress {
 
 namespace {
-
-constexpr const char* kFrequencies = "rope_freqs.weight";
-constexpr const char* kShortFactors = "rope_factors_short.weight";
-constexpr const char* kLongFactors = "rope_factors_long.weight";
 
 bool is_rotation(const std::string& name) {
   return name == kFrequencies || name == kShortFactors || name == kLongFactors;
@@ -80,18 +75,16 @@ class GgufSource : public WeightSource {
 // The values of a tensor that says how positions are rotated, one of each frequency.
 std::vector<double> divisors_of(const GgufFile& file, const char* name, const DecoderConfig& config,
                                 const std::string& path) {
-  for (const GgufTensor& tensor : file.tensors) {
-    if (tensor.name != name) continue;
-    const at::Tensor values = values_of(tensor).to(at::kDouble).flatten().contiguous();
-    if (values.numel() != config.rotated_width / 2)
-      throw bad_data("GGUF file '{}': '{}' has {} values, and heads rotated by {} need {}", path, name,
-                     values.numel(), config.rotated_width, config.rotated_width / 2);
-    if (!(values > 0).logical_and(values.isfinite()).all().item<bool>())
-      throw bad_data("GGUF file '{}': '{}' has values that are not above 0", path, name);
-    const double* data = values.const_data_ptr<double>();
-    return {data, data + values.numel()};
-  }
-  throw bad_data("GGUF file '{}' lacks the tensor '{}'", path, name);
+  const GgufTensor* tensor = find_tensor(file, name);
+  if (tensor == nullptr) throw bad_data("GGUF file '{}' lacks the tensor '{}'", path, name);
+  const at::Tensor values = values_of(*tensor).to(at::kDouble).flatten().contiguous();
+  if (values.numel() != config.rotated_width / 2)
+    throw bad_data("GGUF file '{}': '{}' has {} values, and heads rotated by {} need {}", path, name,
+                   values.numel(), config.rotated_width, config.rotated_width / 2);
+  if (!(values > 0).logical_and(values.isfinite()).all().item<bool>())
+    throw bad_data("GGUF file '{}': '{}' has values that are not above 0", path, name);
+  const double* data = values.const_data_ptr<double>();
+  return {data, data + values.numel()};
 }
 
 }  // namespace
@@ -103,8 +96,7 @@ OpenedModel open_gguf(const std::string& path) {
   if (config.rope.scaling == RopeScaling::kLongrope) {
     config.rope.divisors = divisors_of(content, kShortFactors, config, path);
     config.rope.long_divisors = divisors_of(content, kLongFactors, config, path);
-  } else if (std::any_of(content.tensors.begin(), content.tensors.end(),
-                         [](const GgufTensor& tensor) { return tensor.name == kFrequencies; })) {
+  } else if (find_tensor(content, kFrequencies) != nullptr) {
     config.rope.divisors = divisors_of(content, kFrequencies, config, path);
   }
   auto weights = std::make_unique<GgufSource>(file, content, config);

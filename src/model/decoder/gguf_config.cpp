@@ -8,6 +8,7 @@
 
 #include <fmt/ranges.h>
 
+#include "architecture.h"
 #include "mcompress/base/error.h"
 #include "mcompress/formats/gguf.h"
 #include "source.h"
@@ -59,11 +60,6 @@ class GgufKeys {
   const std::string& path_;
   std::string architecture_;
 };
-
-bool has_tensor(const GgufFile& file, std::string_view name) {
-  return std::any_of(file.tensors.begin(), file.tensors.end(),
-                     [&](const GgufTensor& tensor) { return tensor.name == name; });
-}
 
 DecoderNames gguf_names() {
   DecoderNames names;
@@ -133,13 +129,9 @@ void read_phi3(const GgufKeys& keys, DecoderConfig& config) {
 }
 
 void read_gpt2(const GgufKeys&, DecoderConfig& config) {
-  config.norm = NormKind::kLayer;
+  make_ungated(config);
   config.activation = Activation::kTanhGelu;
-  config.gated = false;
-  config.qkv_bias = config.output_bias = config.mlp_bias = true;
-  config.first_position = 0;
   config.names.query_key_value = "attn_qkv";
-  config.rotates.assign(config.rotates.size(), false);
 }
 
 void read_qwen3(const GgufKeys&, DecoderConfig& config) { config.head_norm = true; }
@@ -163,8 +155,7 @@ constexpr std::array<GgufArchitecture, 8> kKnown = {
      {.name = "qwen3", .read = read_qwen3}}};
 
 const GgufArchitecture& architecture_of(const GgufFile& file, const std::string& path) {
-  const auto found = file.metadata.find("general.architecture");
-  const auto* name = found == file.metadata.end() ? nullptr : std::get_if<std::string>(&found->second);
+  const auto* name = find_value<std::string>(file, "general.architecture");
   if (name == nullptr) throw bad_data("GGUF file '{}' lacks the key 'general.architecture'", path);
   std::vector<std::string_view> names;
   for (const GgufArchitecture& known : kKnown) {
@@ -195,7 +186,7 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
     if (keys.number(key, 0.0) != 0) throw bad_data("GGUF file '{}': key '{}' is not known", path, key);
   }
   const double attention = keys.number("rope.scaling.attn_factor", 1.0);
-  if (has_tensor(file, "rope_factors_long.weight") || has_tensor(file, "rope_factors_short.weight")) {
+  if (find_tensor(file, kLongFactors) != nullptr || find_tensor(file, kShortFactors) != nullptr) {
     rope.scaling = RopeScaling::kLongrope;
     rope.attention_factor = attention;
   } else if (scaling == "yarn" && factor > 0) {
@@ -233,16 +224,14 @@ DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path)
                    config.heads, config.kv_heads);
   config.head_width = keys.count("attention.key_length", std::max<int64_t>(1, config.width / config.heads));
   config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_width));
-  const auto embedding = std::find_if(file.tensors.begin(), file.tensors.end(), [](const GgufTensor& tensor) {
-    return tensor.name == "token_embd.weight";
-  });
-  if (embedding == file.tensors.end() || embedding->shape.empty())
+  const GgufTensor* embedding = find_tensor(file, "token_embd.weight");
+  if (embedding == nullptr || embedding->shape.empty())
     throw bad_data("GGUF file '{}' lacks the tensor 'token_embd.weight'", path);
   config.vocabulary = embedding->shape[0];
-  config.tied_head = !has_tensor(file, "output.weight");
-  config.qkv_bias = has_tensor(file, "blk.0.attn_q.bias");
-  config.output_bias = has_tensor(file, "blk.0.attn_output.bias");
-  config.mlp_bias = has_tensor(file, "blk.0.ffn_gate.bias");
+  config.tied_head = find_tensor(file, "output.weight") == nullptr;
+  config.qkv_bias = find_tensor(file, "blk.0.attn_q.bias") != nullptr;
+  config.output_bias = find_tensor(file, "blk.0.attn_output.bias") != nullptr;
+  config.mlp_bias = find_tensor(file, "blk.0.ffn_gate.bias") != nullptr;
   const auto blocks = static_cast<size_t>(config.blocks);
   config.rotates.assign(blocks, true);
   config.windows.assign(blocks, 0);

@@ -47,6 +47,11 @@ bool is_known_extra(const std::string& name, const DecoderConfig& config);
 OpenedModel open_folder(const std::string& path);
 OpenedModel open_gguf(const std::string& path);
 
+// The tensors of a GGUF file that say how positions are rotated, and not what the model computes with.
+constexpr const char* kFrequencies = "rope_freqs.weight";
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
+
 // What the metadata says of the model, and where the tensors of GGUF (llama.cpp, constants.py of gguf-py)
 // stand in it. Throws Error(65) for an architecture that is not known, with those that are.
 DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path);
