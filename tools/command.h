@@ -34,10 +34,11 @@ Command evaluate_command();
 Command quantize_command();
 Command prune_command();
 Command distill_command();
+Command gptq_command();
 Command expand_command();
 inline std::vector<Command> all_commands() {
-  return {inspect_command(), evaluate_command(), quantize_command(),
-          prune_command(),   distill_command(),  expand_command()};
+  return {inspect_command(), evaluate_command(), quantize_command(), prune_command(),
+          distill_command(), gptq_command(),     expand_command()};
 }
 
 void add_run_options(CLI::App& app, RunOptions& options);

@@ -9,6 +9,7 @@
 #include "mcompress/base/sha256.h"
 #include "mcompress/formats/gguf.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/gptq_tensors.h"
 #include "mcompress/model/program.h"
 
 namespace mcompress::cli {
@@ -27,7 +28,7 @@ WeightCount count_program(const torch::jit::Module& program) {
   const auto add = [&](const at::Tensor& tensor) {
     if (!seen.insert(tensor.data_ptr()).second) return;
     count.parameters += tensor.numel();
-    count.nonzeros += count_elements_of(tensor).nonzeros;
+    *count.nonzeros += count_elements_of(tensor).nonzeros;
   };
   for (const at::Tensor& parameter : program.parameters()) add(parameter);
   // Replaced layers hold their weight as a buffer.
@@ -40,9 +41,22 @@ WeightCount count_program(const torch::jit::Module& program) {
 
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
   WeightCount count;
-  std::set<std::string> scales;  // of quantized weights
+  std::set<std::string> scales;                         // of quantized weights
+  std::map<std::string, const Array*> arrays, grouped;  // the second by layer: codes of GPTQ's format
   for (const Array& array : checkpoint.arrays) {
+    arrays[array.name] = &array;
     if (size_of(array.dtype) == 1) scales.insert(scale_name(array.name));
+  }
+  const auto inputs_of = [&](const std::string& layer) {
+    const auto found = arrays.find(layer + ".g_idx");
+    return found != arrays.end() && found->second->shape.size() == 1 ? found->second->shape[0] : 0;
+  };
+  for (const Array& array : checkpoint.arrays) {
+    if (!array.name.ends_with(kGptqParts[0]) || array.shape.size() != 2) continue;
+    const std::string layer = array.name.substr(0, array.name.rfind('.'));
+    if (inputs_of(layer) == 0) continue;
+    grouped[layer] = &array;
+    scales.insert(layer + kGptqParts[2]);
   }
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
@@ -50,8 +64,10 @@ WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
     if (!weights || scales.contains(array.name)) continue;
     const ElementCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
     count.parameters += pieces.elements;
-    count.nonzeros += pieces.nonzeros;
+    *count.nonzeros += pieces.nonzeros;
   }
+  if (!grouped.empty()) count.nonzeros.reset();
+  for (const auto& [layer, array] : grouped) count.parameters += array->shape[1] * inputs_of(layer);
   return count;
 }
 
@@ -67,7 +83,7 @@ WeightCount count_gguf(const std::string& path) {
       dequantize_gguf(tensor.type, part, values.data());
       const auto size = static_cast<int64_t>(part.size() / block.bytes) * block.values;
       count.parameters += size;
-      count.nonzeros += size - std::count(values.begin(), values.begin() + size, 0.0F);
+      *count.nonzeros += size - std::count(values.begin(), values.begin() + size, 0.0F);
     }
   }
   return count;

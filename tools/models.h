@@ -16,9 +16,10 @@ namespace mcompress::cli {
 // The program at a path as it computes: where it was stored as a bitmask, it is dense again.
 torch::jit::Module load_dense(const std::string& path, bool trust_code);
 
-// Weights of a model: how many, and how many are not zero.
+// Weights of a model: how many, and how many are not zero, which codes in groups do not tell.
 struct WeightCount {
-  int64_t parameters = 0, nonzeros = 0;
+  int64_t parameters = 0;
+  std::optional<int64_t> nonzeros = 0;
 };
 WeightCount count_program(const torch::jit::Module& program);
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint);

@@ -36,6 +36,18 @@ bool is_given(const CLI::Option& option, const std::vector<std::string>& given) 
   return std::any_of(given.begin(), given.end(), names);
 }
 
+// The other name of a switch that has one for on and one for off.
+std::string opposite_of(const CLI::Option& option, const std::string& name) {
+  const std::vector<std::string>& negative = option.get_fnames();
+  const auto is_negative = [&](const std::string& n) {
+    return std::find(negative.begin(), negative.end(), n) != negative.end();
+  };
+  for (const std::string& other : option.get_lnames()) {
+    if (!negative.empty() && is_negative(other) != is_negative(name)) return other;
+  }
+  return "";
+}
+
 bool is_in_environment(const CLI::Option& option) {
   return !option.get_envname().empty() && std::getenv(option.get_envname().c_str()) != nullptr;
 }
@@ -104,7 +116,11 @@ void add_item(const CLI::App& command, const CLI::ConfigItem& item, const Config
       arguments.all.push_back("--" + item.name + "=" + value);
     } else if (value == "true") {
       arguments.all.push_back("--" + item.name);
-    } else if (value != "false") {
+    } else if (value == "false") {
+      // A switch that is on by default has a name that turns it off.
+      const std::string opposite = opposite_of(*option, item.name);
+      if (!opposite.empty()) arguments.all.push_back("--" + opposite);
+    } else {
       throw error(Exit::kConfig, "'{}' sets '{}' to '{}'; true or false is allowed", path, item.name, value);
     }
   }

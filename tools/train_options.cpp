@@ -20,46 +20,6 @@ namespace {
 
 constexpr const char* kGroup = "Training";
 
-// A hash of these hashes and of all settings that decide what is trained.
-std::string fingerprint_of(const std::vector<std::string>& hashes, const Report& report) {
-  nlohmann::ordered_json settings = to_json(report)["settings"];
-  for (const char* name : {"model",
-                           "output",
-                           "report",
-                           "config",
-                           "threads",
-                           "progress",
-                           "log_format",
-                           "force",
-                           "quiet",
-                           "verbose",
-                           "resume",
-                           "trust_code",
-                           "dry_run",
-                           "eval_data",
-                           "eval_command",
-                           "limit",
-                           "max_accuracy_drop",
-                           "drop",
-                           "min_agreement",
-                           "min_size_ratio",
-                           "max_latency_ratio",
-                           "train_data",
-                           "valid_data",
-                           "calib_data",
-                           "data_config",
-                           "teacher",
-                           "student",
-                           "cache",
-                           "html",
-                           "store",
-                           "baseline",
-                           "seeds"})
-    settings.erase(name);
-  const std::string text = fmt::format("{}\n{}", fmt::join(hashes, "\n"), settings.dump());
-  return sha256_of(std::as_bytes(std::span(text)));
-}
-
 void check_augmentation(const TrainCommand& command, const at::Tensor& inputs) {
   const AugmentOptions& augment = command.options.augment;
   if (!augment.flip && augment.crop == 0) return;
@@ -105,13 +65,6 @@ void check_training(const torch::jit::Module& program, const TrainCommand& comma
         "no parameter of the model asks for gradients, as in a program that was exported for use; all of "
         "them "
         "are trained");
-}
-
-std::string hash_of_data(const std::string& path) {
-  const size_t comma = path.find(',');
-  if (path.empty() || std::filesystem::exists(path) || comma == std::string::npos)
-    return path.empty() ? "" : sha256_of_path(path);
-  return sha256_of_path(path.substr(0, comma)) + sha256_of_path(path.substr(comma + 1));
 }
 
 void add_train_options(CLI::App& app, TrainCommand& command, double default_rate) {
@@ -252,30 +205,17 @@ void score_epochs(TrainTask& task, TrainedProgram& model, const TrainData& rows,
 
 CheckpointOptions checkpoint_options(const TrainCommand& command, const std::vector<std::string>& hashes,
                                      const std::string& output, const RunOptions& run, const Report& report) {
-  CheckpointOptions options;
-  options.path = output + ".checkpoint";
-  options.resume = command.resume;
   std::vector<std::string> all = hashes;
   all.push_back(hash_of_data(command.train_data));
   all.push_back(hash_of_data(command.valid_data));
-  options.fingerprint = fingerprint_of(all, report);
+  const CheckpointOptions options =
+      open_checkpoint(output, OutputKind::kFile, command.resume, all, run, report);
   if (!command.html.empty()) {
     std::vector<std::string> others = run.inputs;
     others.insert(others.end(), {output, options.path, output + ".teacher", run.report});
     if (command.html == "-") throw error(Exit::kUsage, "the page of --html cannot go to stdout; name a file");
     check_output(command.html, OutputKind::kFile, run.force, others);
   }
-  if (!run.report.empty() && is_inside(run.report, options.path))
-    throw error(Exit::kCannotCreate, "report '{}' is the checkpoint of the run; choose another name",
-                run.report);
-  if (options.resume && std::filesystem::exists(options.path)) return options;
-  if (std::filesystem::exists(options.path) && !run.force) {
-    throw error(
-        Exit::kCannotCreate,
-        "'{}' holds the state of a stopped run; go on from it with --resume, or start anew with --force",
-        options.path);
-  }
-  check_output(options.path, OutputKind::kFile, true, run.inputs);
   return options;
 }
 
@@ -294,12 +234,6 @@ void warn_of_tracing(const torch::jit::Module& program, Report& report) {
       return;
     }
   }
-}
-
-void warn_of_fresh_start(const CheckpointOptions& checkpoint, Report& report) {
-  if (checkpoint.resume && !std::filesystem::exists(checkpoint.path))
-    report.warnings.push_back(
-        fmt::format("there is no '{}' to go on from; the run starts anew", checkpoint.path));
 }
 
 void write_learning_page(const TrainCommand& command, const std::string& output, const RunOptions& run,

@@ -9,6 +9,7 @@
 #include "command.h"
 #include "mcompress/methods/trained_program.h"
 #include "mcompress/methods/trainer.h"
+#include "resume.h"
 
 namespace mcompress::cli {
 
@@ -44,9 +45,6 @@ void check_training(const torch::jit::Module& program, const TrainCommand& comma
 // Scores each epoch by top-1 on the rows for it, if there are any. Model and rows must outlive the task.
 void score_epochs(TrainTask& task, TrainedProgram& model, const TrainData& rows, int64_t batch_size);
 
-// Of a file, a folder, or two files with a comma between; empty for no path.
-std::string hash_of_data(const std::string& path);
-
 // Where the state is kept while a run lasts, beside the output. Refuses (73) one that is there, but for
 // --resume and --force, and a path that is none to write to. `hashes` are those of the files beside the
 // training data that decide what is trained.
@@ -54,8 +52,6 @@ CheckpointOptions checkpoint_options(const TrainCommand& command, const std::vec
                                      const std::string& output, const RunOptions& run, const Report& report);
 // Tells that traced programs have no switch between training and use.
 void warn_of_tracing(const torch::jit::Module& program, Report& report);
-// Tells where --resume found nothing to go on from.
-void warn_of_fresh_start(const CheckpointOptions& checkpoint, Report& report);
 
 // Writes the page of --html, with the learning curves, if it is asked for.
 void write_learning_page(const TrainCommand& command, const std::string& output, const RunOptions& run,

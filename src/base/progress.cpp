@@ -37,6 +37,11 @@ Progress::~Progress() {
   }
 }
 
+void Progress::line(const std::string& text) const {
+  if (active_style == ProgressStyle::kBar) write_stderr("\r\x1b[K");
+  if (active_style == ProgressStyle::kBar || active_style == ProgressStyle::kLines) write_stderr(text + "\n");
+}
+
 double Progress::elapsed_seconds() const { return seconds_between(start_, Clock::now()); }
 
 double Progress::seconds_left() const {

@@ -7,8 +7,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "gptq_descent.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
+#include "wide.h"
 
 namespace mcompress {
 
@@ -16,31 +18,28 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // channels between two updates of all that are left
 
-// The upper triangle U with H^-1 = U^T U, whose row j tells how the channels after j make up for an error of
-// j.
-struct Factor {
-  at::Tensor upper;  // float64
-  double damping = 0;
-};
-
-// H = R R^T with R upper, which is the Cholesky factor of H turned around; U is its inverse.
-Factor factor_of(const at::Tensor& hessian, double damping) {
+// Sets U and the damping. H = R R^T with R upper, which is the Cholesky factor of H turned around; U is its
+// inverse. Matrices of wide layers are large, so each is gone before the next is made.
+void set_upper(double damping, GptqFactor& factor) {
   constexpr double kSteps = 10, kLeast = 1e-4;
-  const double mean = hessian.diagonal().mean().item<double>();
+  const at::Tensor backwards = factor.order.flip(0);
+  const at::Tensor dead = factor.dead.index_select(0, backwards);
+  const auto diagonal = factor.hessian.diagonal().masked_fill(factor.dead, 1);
+  const double mean = diagonal.mean().item<double>();
   for (double share = damping; share <= 1; share = std::max(share, kLeast) * kSteps) {
-    at::Tensor damped = hessian.clone();
-    damped.diagonal().add_(share * mean);
-    const auto [lower, failed] = at::linalg_cholesky_ex(damped.flip({0, 1}));
+    at::Tensor turned = factor.hessian.index_select(0, backwards).index_select(1, backwards);
+    turned.diagonal().masked_fill_(dead, 1).add_(share * mean);
+    auto [lower, failed] = at::linalg_cholesky_ex(turned);
     if (failed.item<int64_t>() != 0) continue;
-    const at::Tensor turned = lower.flip({0, 1}).contiguous();
-    const at::Tensor upper = at::linalg_solve_triangular(turned, at::eye(turned.size(0), at::kDouble), true);
-    if (upper.isfinite().all().item<bool>()) return {upper.contiguous(), share};
+    turned = lower.flip({0, 1});
+    lower = at::Tensor();
+    factor.upper =
+        at::linalg_solve_triangular(turned, at::eye(turned.size(0), at::kDouble), true).contiguous();
+    factor.damping = share;
+    if (factor.upper.isfinite().all().item<bool>()) return;
   }
-  throw bad_data("the Hessian of {} channels has no Cholesky factor, however it is damped", hessian.size(0));
-}
-
-double loss_of(const at::Tensor& difference, const at::Tensor& hessian) {
-  return (difference.matmul(hessian) * difference).sum().item<double>();
+  throw bad_data("the Hessian of {} channels has no Cholesky factor, however it is damped",
+                 factor.hessian.size(0));
 }
 
 // What one channel after another is rounded with: the scales of its group for all rows.
@@ -48,6 +47,11 @@ struct ChannelGrid {
   const double *scale, *zero;  // of row 0
   int64_t stride;              // from row to row
 };
+
+// Takes factor * from[i] from each to[i].
+MCOMPRESS_WIDE void subtract(double factor, const double* from, int64_t count, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] -= factor * from[i];
+}
 
 // Rounds channels [begin, end) of some rows of `weight`, float64 [rows, channels], which become the codes,
 // and takes their errors from the channels of the block that are left. `errors`: [rows, end - begin].
@@ -65,21 +69,21 @@ void round_block(const at::Tensor& weight, const at::Tensor& errors, const at::T
                    zero = grid.zero[(first_row + row) * grid.stride];
       const double* of_channel = u + (begin + j) * channels + begin;
       const double exact = w[begin + j];
-      const double code = std::clamp(std::nearbyint(exact / scale) + zero, 0.0, largest);
+      const double code = std::clamp(rounded(exact / scale) + zero, 0.0, largest);
       const double error = (exact - scale * (code - zero)) / of_channel[j];
-      for (int64_t k = j + 1; k < width; ++k) w[begin + k] -= error * of_channel[k];
+      subtract(error, of_channel + j + 1, width - j - 1, w + begin + j + 1);
       w[begin + j] = code;
       e[j] = error;
     }
   }
 }
 
-// Scales and zero points of all groups, float64 [rows, groups]; scales as they are stored, in float32.
+// Scales and zero points of all groups, float64 [rows, groups].
 struct Scales {
   at::Tensor scale, zero;
 
   void set(int64_t group, const GroupScale& found) {
-    scale.select(1, group).copy_(found.scale.to(at::kFloat));
+    scale.select(1, group).copy_(found.scale);
     zero.select(1, group).copy_(found.zero);
   }
 };
@@ -135,31 +139,39 @@ struct Solver {
   }
 };
 
-void check_inputs(const at::Tensor& weight, const at::Tensor& hessian) {
-  if (!weight.isfinite().all().item<bool>()) throw bad_data("the weight has NaN or infinite values");
-  if (!hessian.isfinite().all().item<bool>()) throw bad_data("the Hessian has NaN or infinite values");
+// Of rounding to nearest, in one product for all rows.
+double loss_of(const at::Tensor& difference, const at::Tensor& hessian) {
+  return (difference.matmul(hessian) * difference).sum().item<double>();
+}
+
+at::Tensor values_of(const IntGroup& weight) {
+  return dequantize_rows(weight, 0, weight.codes.size(0)).to(at::kDouble);
 }
 
 }  // namespace
 
-GptqResult gptq(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options) {
-  check_inputs(weight, hessian);
-  const int64_t rows = weight.size(0), channels = weight.size(1);
-  const at::Tensor exact = weight.to(at::kDouble), given = hessian.to(at::kDouble);
-  const at::Tensor dead = given.diagonal() == 0;
-  at::Tensor alive = given.clone();
-  alive.diagonal().masked_fill_(dead, 1);
-  const at::Tensor order = options.act_order ? alive.diagonal().argsort(true, 0, true) : at::arange(channels);
-  const at::Tensor back = order.argsort();
-  const Factor factor = factor_of(alive.index_select(0, order).index_select(1, order), options.damping);
+GptqFactor factor_hessian(const at::Tensor& hessian, const GptqOptions& options) {
+  if (!hessian.isfinite().all().item<bool>()) throw bad_data("the Hessian has NaN or infinite values");
+  GptqFactor factor;
+  factor.hessian = hessian.to(at::kDouble);
+  factor.dead = factor.hessian.diagonal() == 0;
+  const at::Tensor weight = factor.hessian.diagonal().masked_fill(factor.dead, 1);
+  factor.order = options.act_order ? weight.argsort(true, 0, true) : at::arange(hessian.size(0));
+  set_upper(options.damping, factor);
+  return factor;
+}
 
-  const at::Tensor in_order = groups_in_order(channels, options.grid.group_size);
+GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOptions& options) {
+  if (!weight.isfinite().all().item<bool>()) throw bad_data("the weight has NaN or infinite values");
+  const int64_t rows = weight.size(0), channels = weight.size(1);
+  const at::Tensor exact = weight.to(at::kDouble),
+                   in_order = groups_in_order(channels, options.grid.group_size);
   const int64_t count = channels == 0 ? 0 : in_order.max().item<int64_t>() + 1;
   Solver solver{options,
-                exact.masked_fill(dead, 0).index_select(1, order).contiguous(),
+                exact.masked_fill(factor.dead, 0).index_select(1, factor.order).contiguous(),
                 factor.upper,
                 factor.upper.diagonal().square().reciprocal(),
-                options.static_groups ? in_order.index_select(0, order).contiguous() : in_order,
+                options.static_groups ? in_order.index_select(0, factor.order).contiguous() : in_order,
                 {at::ones({rows, count}, at::kDouble), at::zeros({rows, count}, at::kDouble)}};
   if (options.static_groups) {
     for (int64_t group = 0; group < count; ++group)
@@ -167,22 +179,26 @@ GptqResult gptq(const at::Tensor& weight, const at::Tensor& hessian, const GptqO
   }
   solver.solve();
 
+  const at::Tensor back = factor.order.argsort();
   GptqResult result;
-  result.weight = {solver.weight.index_select(1, back).to(at::kByte), solver.scales.scale.to(at::kFloat),
-                   solver.scales.zero.to(at::kByte), solver.groups.index_select(0, back).contiguous()};
-  result.damping = factor.damping;
-  result.dead_channels = dead.sum().item<int64_t>();
-  result.loss = loss_of(dequantize(result.weight).to(at::kDouble) - exact, given);
+  result.weight = {options.grid.bits, solver.weight.index_select(1, back).to(at::kByte),
+                   solver.scales.scale.to(at::kHalf), solver.scales.zero.to(at::kByte),
+                   solver.groups.index_select(0, back).contiguous()};
+  result.loss = descend(result.weight, exact, factor.hessian, options.sweeps);
   GroupGrid plain = options.grid;
   plain.search = false;
-  const GroupCodes rounded = round_to_groups(exact, plain);
-  result.rounded_loss = loss_of(dequantize(rounded).to(at::kDouble) - exact, given);
+  const IntGroup rounded = round_to_groups(exact, plain);
+  result.rounded_loss = loss_of(values_of(rounded) - exact, factor.hessian);
   if (result.rounded_loss < result.loss) {
     result.weight = rounded;
     result.loss = result.rounded_loss;
     result.rounded = true;
   }
   return result;
+}
+
+GptqResult gptq(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options) {
+  return gptq(weight, factor_hessian(hessian, options), options);
 }
 
 }  // namespace mcompress

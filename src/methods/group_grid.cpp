@@ -1,13 +1,15 @@
 #include "mcompress/methods/group_grid.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/util/Half.h>
 
 #include "mcompress/base/error.h"
+#include "wide.h"
 
 namespace mcompress {
 
@@ -37,43 +39,80 @@ Range range_of(const double* weights, int64_t count, bool symmetric) {
   return range;
 }
 
-struct Scale {
-  double scale = 1, zero = 0;
+// Scales and zero points to choose from.
+constexpr size_t kMostTried = 108;
+struct Candidates {
+  std::array<double, kMostTried> scale{}, zero{}, error{};
+  size_t count = 0;
+
+  // A scale that no float16 can hold becomes infinite, one that is too small for it the smallest.
+  void add(double exact, double zero_point) {
+    constexpr double kLeast = 0x1p-24;  // of float16 above 0
+    const double held = static_cast<c10::Half>(static_cast<float>(exact));
+    scale[count] = held == 0 ? kLeast : held;
+    zero[count++] = zero_point;
+  }
 };
 
-// Weighted squared error of rounding with it.
-double error_of(const double* weights, const double* importance, int64_t count, const Scale& tried,
-                double largest) {
-  double error = 0;
+// Adds to the error of each candidate the weighted squared error of rounding with it. One weight after the
+// other and all candidates at once, which the compiler turns into wide registers.
+MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, int64_t count, double largest,
+                               Candidates& tried) {
   for (int64_t i = 0; i < count; ++i) {
-    const double code =
-        std::min(std::max(std::nearbyint(weights[i] / tried.scale) + tried.zero, 0.0), largest);
-    const double off = tried.scale * (code - tried.zero) - weights[i];
-    error += off * off * importance[i];
+    const double weight = weights[i], cost = importance[i];
+    for (size_t c = 0; c < tried.count; ++c) {
+      const double code = std::min(std::max(rounded(weight / tried.scale[c]) + tried.zero[c], 0.0), largest);
+      const double off = tried.scale[c] * (code - tried.zero[c]) - weight;
+      tried.error[c] += off * off * cost;
+    }
   }
-  return error;
 }
 
-Scale scale_of(const double* weights, const double* importance, int64_t count, const GroupGrid& grid) {
+// Ranges narrowed by a hundredth after the other, each with the zero point of its low end and those beside
+// it.
+void add_asymmetric(const Range& range, const GroupGrid& grid, double largest, Candidates& tried) {
+  const int steps = grid.search ? 18 : 1;
+  for (int i = 0; i < steps; ++i) {
+    const double part = 1 - 0.02 * i, exact = (range.high - range.low) * part / largest;
+    tried.add(exact, 0);
+    const double zero = rounded(-range.low * part / tried.scale[tried.count - 1]);
+    tried.zero[tried.count - 1] = std::min(largest, zero);
+    if (!grid.search) continue;
+    tried.add(exact, std::max(0.0, zero - 1));
+    tried.add(exact, std::min(largest, zero + 1));
+  }
+}
+
+// GPTQ's own scale, then those around the one whose lowest code is the largest weight. There is one code more
+// on one side, which is that of positive weights where the scale is negative.
+void add_symmetric(const Range& range, const GroupGrid& grid, double largest, Candidates& tried) {
+  const double middle = 1 << (grid.bits - 1);
+  tried.add((range.high - range.low) / largest, middle);
+  if (!grid.search) return;
+  constexpr int kSteps = 25;
+  for (int i = 0; i < kSteps; ++i) {
+    const double exact = range.high / middle * (1.14 - 0.02 * i);
+    tried.add(exact, middle);
+    tried.add(-exact, middle);
+  }
+}
+
+// Sets the scale and zero point of one row.
+void choose_scale(const double* weights, const double* importance, int64_t count, const GroupGrid& grid,
+                  double& scale, double& zero) {
   const auto largest = static_cast<double>((1 << grid.bits) - 1);
   const Range range = range_of(weights, count, grid.symmetric);
-  const auto narrowed = [&](double part) {
-    // A group of zeros has any scale.
-    const double scale = range.high == range.low ? 1 : (range.high - range.low) * part / largest;
-    return Scale{scale, grid.symmetric ? 1 << (grid.bits - 1) : std::nearbyint(-range.low * part / scale)};
-  };
-  Scale best = narrowed(1);
-  if (!grid.search) return best;
-  double least = error_of(weights, importance, count, best, largest);
-  constexpr int kSteps = 35;  // of a hundredth
-  for (int i = 1; i <= kSteps && least > 0; ++i) {
-    const Scale tried = narrowed(1 - 0.01 * i);
-    const double error = error_of(weights, importance, count, tried, largest);
-    if (error >= least) continue;
-    least = error;
-    best = tried;
+  Candidates tried;
+  if (range.high == range.low) {
+    tried.add(1, grid.symmetric ? 1 << (grid.bits - 1) : 0);  // a group of zeros has any scale
+  } else {
+    grid.symmetric ? add_symmetric(range, grid, largest, tried) : add_asymmetric(range, grid, largest, tried);
   }
-  return best;
+  if (tried.count > 1) add_errors(weights, importance, count, largest, tried);
+  // Of equal ones the first.
+  const auto* best = std::min_element(tried.error.begin(), tried.error.begin() + tried.count);
+  scale = tried.scale[static_cast<size_t>(best - tried.error.begin())];
+  zero = tried.zero[static_cast<size_t>(best - tried.error.begin())];
 }
 
 }  // namespace
@@ -87,38 +126,32 @@ GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at
   constexpr int64_t kGrain = 16;
   at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const Scale found = scale_of(values.const_data_ptr<double>() + row * count,
-                                   costs.const_data_ptr<double>(), count, grid);
-      result.scale.data_ptr<double>()[row] = found.scale;
-      result.zero.data_ptr<double>()[row] = found.zero;
+      choose_scale(values.const_data_ptr<double>() + row * count, costs.const_data_ptr<double>(), count, grid,
+                   result.scale.data_ptr<double>()[row], result.zero.data_ptr<double>()[row]);
     }
   });
+  if (!result.scale.isfinite().all().item<bool>())
+    throw bad_data("weights up to {:.3g} need a scale beyond float16", values.abs().max().item<double>());
   return result;
 }
 
-GroupCodes round_to_groups(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
+IntGroup round_to_groups(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
   const at::Tensor exact = weight.to(at::kDouble), groups = groups_in_order(weight.size(1), grid.group_size);
   const int64_t channels = weight.size(1), size = grid.group_size < 0 ? channels : grid.group_size;
   std::vector<at::Tensor> scales, zeros;
   for (int64_t begin = 0; begin < channels; begin += size) {
     const int64_t end = std::min(begin + size, channels);
-    // The scale is stored in float32, and the codes are those of what is stored.
     const GroupScale found = group_scale(exact.slice(1, begin, end), grid,
                                          importance.defined() ? importance.slice(0, begin, end) : importance);
-    scales.push_back(found.scale.to(at::kFloat));
+    scales.push_back(found.scale);
     zeros.push_back(found.zero);
   }
   const at::Tensor scale = at::stack(scales, 1), zero = at::stack(zeros, 1);
-  const at::Tensor codes = (exact / scale.to(at::kDouble).index_select(1, groups))
+  const at::Tensor codes = (exact / scale.index_select(1, groups))
                                .round_()
                                .add_(zero.index_select(1, groups))
                                .clamp_(0, (1 << grid.bits) - 1);
-  return {codes.to(at::kByte), scale, zero.to(at::kByte), groups};
-}
-
-at::Tensor dequantize(const GroupCodes& codes) {
-  const at::Tensor zero = codes.zero.to(at::kFloat).index_select(1, codes.groups);
-  return (codes.codes.to(at::kFloat) - zero) * codes.scale.index_select(1, codes.groups);
+  return {grid.bits, codes.to(at::kByte), scale.to(at::kHalf), zero.to(at::kByte), groups};
 }
 
 }  // namespace mcompress

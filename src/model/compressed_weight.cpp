@@ -8,6 +8,15 @@ at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_
   if (const auto* dense = std::get_if<Dense>(&weight)) {
     return dense->values.slice(0, begin, end).flatten(1).to(at::kFloat);
   }
+  if (const auto* group = std::get_if<IntGroup>(&weight)) {
+    const auto by_channel = [&](const at::Tensor& of) {
+      return of.slice(0, begin, end).to(at::kFloat).index_select(1, group->groups);
+    };
+    return group->codes.slice(0, begin, end)
+        .to(at::kFloat)
+        .sub_(by_channel(group->zero))
+        .mul_(by_channel(group->scale));
+  }
   const auto& int8 = std::get<IntChannel>(weight);
   const at::Tensor codes = int8.codes.slice(0, begin, end).flatten(1).to(at::kFloat);
   return codes * int8.scale.slice(0, begin, end).unsqueeze(1);
@@ -15,14 +24,19 @@ at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_
 
 uint64_t stored_bytes(const CompressedWeight& weight) {
   if (const auto* dense = std::get_if<Dense>(&weight)) return dense->values.nbytes();
+  const auto packed = [](const at::Tensor& codes, int bits) {
+    return (static_cast<uint64_t>(codes.numel()) * static_cast<uint64_t>(bits) + 7) / 8;
+  };
+  if (const auto* group = std::get_if<IntGroup>(&weight))
+    return packed(group->codes, group->bits) + packed(group->zero, group->bits) + group->scale.nbytes();
   const auto& codes = std::get<IntChannel>(weight);
-  const auto bits = static_cast<uint64_t>(codes.codes.numel()) * static_cast<uint64_t>(codes.bits);
-  return (bits + 7) / 8 + codes.scale.nbytes();
+  return packed(codes.codes, codes.bits) + codes.scale.nbytes();
 }
 
 const at::Tensor& stored_values(const CompressedWeight& weight) {
-  const auto* dense = std::get_if<Dense>(&weight);
-  return dense != nullptr ? dense->values : std::get<IntChannel>(weight).codes;
+  if (const auto* dense = std::get_if<Dense>(&weight)) return dense->values;
+  if (const auto* group = std::get_if<IntGroup>(&weight)) return group->codes;
+  return std::get<IntChannel>(weight).codes;
 }
 
 Runtime runtime_of(const at::Tensor& weight, Runtime wanted) {

@@ -4,6 +4,7 @@
 
 #include "mcompress/model/program.h"
 #include "module_maker.h"
+#include "program_group.h"
 #include "rebuild.h"
 
 namespace mcompress {
@@ -114,6 +115,7 @@ Replacement replacement_of(const Layer& layer, const CompressedWeight& weight, R
     if (embedding) return {"DenseEmbedding", kDenseEmbedding, "", {{"weight", dense->values}}};
     return {"DenseLinear", kDenseLinear, "", {{"weight", dense->values}, {"bias", bias_or_zeros(layer)}}};
   }
+  if (const auto* group = std::get_if<IntGroup>(&weight)) return group_replacement(layer, *group);
   const auto& int8 = std::get<IntChannel>(weight);
   if (!embedding) return int8_linear(layer, int8, runtime_of(layer.weight, runtime));
   return {"Int8Embedding", kInt8Embedding, "", {{"weight", int8.codes}, {"scale", int8.scale}}};

@@ -127,11 +127,16 @@ ordered_json comparison_json(const Report& report) {
 
 ordered_json size_json(const Report& report) {
   if (!report.input || !report.output) return nullptr;
-  constexpr uint64_t kFloatBytes = 4;
-  const uint64_t fp32 = kFloatBytes * static_cast<uint64_t>(report.input->parameters);
+  constexpr uint64_t kFloatBytes = 4, kNarrowBytes = 2;
+  const auto parameters = static_cast<uint64_t>(report.input->parameters);
+  const auto ratio = [&](uint64_t bytes) {
+    return static_cast<double>(bytes) / static_cast<double>(report.output->bytes);
+  };
   return {{"ratio", report.size_ratio()},
-          {"fp32_bytes", fp32},
-          {"ratio_to_fp32", static_cast<double>(fp32) / static_cast<double>(report.output->bytes)},
+          {"fp32_bytes", kFloatBytes * parameters},
+          {"ratio_to_fp32", ratio(kFloatBytes * parameters)},
+          {"bf16_bytes", kNarrowBytes * parameters},
+          {"ratio_to_bf16", ratio(kNarrowBytes * parameters)},
           {"predicted_bytes", or_null(report.predicted_bytes)}};
 }
 
@@ -150,6 +155,26 @@ ordered_json damage_json(const std::optional<LayerDamage>& damage) {
   return {{"sqnr_db", damage->sqnr_db}, {"top1", or_null(damage->top1)}};
 }
 
+ordered_json rounding_json(const std::optional<GroupRounding>& rounding) {
+  if (!rounding) return nullptr;
+  return {{"bits", rounding->bits},       {"group_size", rounding->group_size},
+          {"loss", rounding->loss},       {"rounded_loss", rounding->rounded_loss},
+          {"damping", rounding->damping}, {"dead_channels", rounding->dead_channels},
+          {"rounded", rounding->rounded}, {"seconds", rounding->seconds}};
+}
+
+ordered_json calibration_json(const std::optional<Calibration>& calibration) {
+  if (!calibration) return nullptr;
+  return {{"path", calibration->path},
+          {"samples", calibration->samples},
+          {"length", calibration->length},
+          {"compute", calibration->compute},
+          {"weights", calibration->weights},
+          {"bytes", calibration->bytes},
+          {"bits_per_weight", calibration->bits_per_weight()},
+          {"blocks_kept", calibration->blocks_kept}};
+}
+
 ordered_json layer_json(const LayerRecord& layer) {
   return {{"name", layer.name},
           {"kind", layer.kind},
@@ -163,7 +188,8 @@ ordered_json layer_json(const LayerRecord& layer) {
           {"zeros", or_null(layer.zeros)},
           {"input", grid_json(layer.input)},
           {"timing", timing_json(layer.timing)},
-          {"damage", damage_json(layer.damage)}};
+          {"damage", damage_json(layer.damage)},
+          {"rounding", rounding_json(layer.rounding)}};
 }
 
 double share_of(int64_t part, int64_t whole) {
@@ -312,6 +338,7 @@ ordered_json to_json(const Report& report) {
           {"comparison", comparison_json(report)},
           {"layers", list_json(report.layers, layer_json)},
           {"quantization", quantization_json(report.quantization)},
+          {"calibration", calibration_json(report.calibration)},
           {"training", training_json(report.training)},
           {"teacher", teacher_json(report.teacher)},
           {"distillation", distillation_json(report.distillation)},

@@ -25,13 +25,15 @@ at::Tensor hessian_of(int64_t channels, uint64_t seed) {
   return x.t().matmul(x);
 }
 
-double loss_of(const GroupCodes& codes, const at::Tensor& weight, const at::Tensor& hessian) {
+at::Tensor dequantize(const IntGroup& codes) { return dequantize_rows(codes, 0, codes.codes.size(0)); }
+
+double loss_of(const IntGroup& codes, const at::Tensor& weight, const at::Tensor& hessian) {
   const at::Tensor difference = dequantize(codes).to(at::kDouble) - weight.to(at::kDouble);
   return (difference.matmul(hessian) * difference).sum().item<double>();
 }
 
 // The method as its paper derives it: after each channel the inverse of the Hessian loses that channel.
-GroupCodes plain_gptq(const at::Tensor& given, const at::Tensor& hessian, const GptqOptions& options) {
+IntGroup plain_gptq(const at::Tensor& given, const at::Tensor& hessian, const GptqOptions& options) {
   const int64_t channels = given.size(1);
   const at::Tensor diagonal = hessian.diagonal();
   const at::Tensor damped = hessian + at::eye(channels, at::kDouble) * options.damping * diagonal.mean();
@@ -40,7 +42,7 @@ GroupCodes plain_gptq(const at::Tensor& given, const at::Tensor& hessian, const 
   at::Tensor inverse = at::linalg_inv(damped.index_select(0, order).index_select(1, order));
   at::Tensor weight = given.to(at::kDouble).index_select(1, order).clone();
   const int64_t size = options.grid.group_size < 0 ? channels : options.grid.group_size;
-  GroupCodes result;
+  IntGroup result;
   result.groups = groups_in_order(channels, size);
   const int64_t count = (channels + size - 1) / size;
   at::Tensor scale = at::zeros({given.size(0), count}, at::kDouble), zero = at::zeros_like(scale),
@@ -59,7 +61,7 @@ GroupCodes plain_gptq(const at::Tensor& given, const at::Tensor& hessian, const 
     const at::Tensor members = (groups_in_work == group).nonzero().flatten();
     const GroupScale found =
         group_scale(weight.index_select(1, members), options.grid, costs.index_select(0, members));
-    scale.select(1, group).copy_(found.scale.to(at::kFloat));
+    scale.select(1, group).copy_(found.scale);
     zero.select(1, group).copy_(found.zero);
   };
   if (options.static_groups) {
@@ -76,7 +78,7 @@ GroupCodes plain_gptq(const at::Tensor& given, const at::Tensor& hessian, const 
   }
   const at::Tensor back = order.argsort();
   result.codes = codes.index_select(1, back).to(at::kByte);
-  result.scale = scale.to(at::kFloat);
+  result.scale = scale.to(at::kHalf);
   result.zero = zero.to(at::kByte);
   result.groups = groups_in_work.index_select(0, back);
   return result;
@@ -93,9 +95,10 @@ class EveryGptq : public ::testing::TestWithParam<Setting> {};
 TEST_P(EveryGptq, GivesTheLossOfThePlainMethodAndNoMoreThanRounding) {
   const Setting& s = GetParam();
   const at::Tensor weight = normal({70, s.channels}, 3), hessian = hessian_of(s.channels, 4);
-  const GptqOptions options = {{s.bits, s.group, s.symmetric, s.search}, s.act_order, s.static_groups, 0.01};
+  const GptqOptions options = {
+      {s.bits, s.group, s.symmetric, s.search}, s.act_order, s.static_groups, 0, 0.01};
   const GptqResult result = gptq(weight, hessian, options);
-  const GroupCodes plain = plain_gptq(weight, hessian, options);
+  const IntGroup plain = plain_gptq(weight, hessian, options);
   const double expected = loss_of(plain, weight, hessian);
   EXPECT_TRUE(result.weight.groups.equal(plain.groups));
   EXPECT_FALSE(result.rounded);
@@ -103,7 +106,7 @@ TEST_P(EveryGptq, GivesTheLossOfThePlainMethodAndNoMoreThanRounding) {
   EXPECT_NEAR(result.loss, loss_of(result.weight, weight, hessian), 1e-9 * result.loss);
   EXPECT_LE(result.loss, result.rounded_loss);
   EXPECT_LT(result.loss, 0.9 * result.rounded_loss);  // these channels are correlated
-  EXPECT_EQ(result.damping, 0.01);
+  EXPECT_EQ(factor_hessian(hessian, options).damping, 0.01);
   EXPECT_LE(result.weight.codes.max().item<int>(), (1 << s.bits) - 1);
 }
 
@@ -121,12 +124,43 @@ INSTANTIATE_TEST_SUITE_P(Settings, EveryGptq,
 TEST(Gptq, IsRoundingWhereChannelsAreIndependent) {
   const at::Tensor weight = normal({20, 64}, 1);
   for (const bool act_order : {false, true}) {
-    const GptqOptions options = {{4, 16, false, false}, act_order, true, 0.01};
+    const GptqOptions options = {{4, 16, false, false}, act_order, true, 0, 0.01};
     const GptqResult result = gptq(weight, at::eye(64, at::kDouble), options);
-    const GroupCodes rounded = round_to_groups(weight, options.grid);
+    const IntGroup rounded = round_to_groups(weight, options.grid);
     EXPECT_TRUE(result.weight.codes.equal(rounded.codes));
     EXPECT_TRUE(result.weight.scale.equal(rounded.scale));
     EXPECT_TRUE(result.weight.zero.equal(rounded.zero));
+  }
+}
+
+// Codes and scales at which no step of one of them alone lowers the loss are where descent ends.
+TEST(Gptq, DescentEndsWhereNoCodeIsBetterAlone) {
+  const at::Tensor weight = normal({6, 48}, 13), hessian = hessian_of(48, 14);
+  for (const bool act_order : {false, true}) {
+    for (const bool static_groups : {false, true}) {
+      GptqOptions options = {{3, 16, false, true}, act_order, static_groups, 0, 0.01};
+      double before = gptq(weight, hessian, options).loss;
+      for (const int sweeps : {1, 2, 50}) {
+        options.sweeps = sweeps;
+        const GptqResult result = gptq(weight, hessian, options);
+        EXPECT_LT(result.loss, sweeps == 1 ? 0.99 * before : before * (1 + 1e-12));
+        EXPECT_NEAR(result.loss, loss_of(result.weight, weight, hessian), 1e-9 * result.loss);
+        before = result.loss;
+      }
+      options.sweeps = 50;
+      const IntGroup ended = gptq(weight, hessian, options).weight;
+      const double least = loss_of(ended, weight, hessian);
+      for (int64_t channel = 0; channel < 48; ++channel) {
+        for (const int step : {-1, 1}) {
+          IntGroup other = ended;
+          other.codes = ended.codes.clone();
+          const int code = other.codes[2][channel].item<int>() + step;
+          if (code < 0 || code > 7) continue;
+          other.codes[2][channel] = code;
+          EXPECT_GE(loss_of(other, weight, hessian), least * (1 - 1e-12));
+        }
+      }
+    }
   }
 }
 
@@ -148,12 +182,13 @@ TEST(Gptq, TakesDeadAndDependentChannels) {
   hessian.select(0, 5).zero_();
   hessian.select(1, 5).zero_();
   const GptqResult dead = gptq(weight, hessian, {{4, 16}});
-  EXPECT_EQ(dead.dead_channels, 1);
+  EXPECT_EQ(factor_hessian(hessian, {}).dead.sum().item<int>(), 1);
   EXPECT_EQ(dequantize(dead.weight).select(1, 5).abs().max().item<double>(), 0);
   // All inputs alike: one direction, and nothing without damping.
   const at::Tensor same = at::ones({32, 32}, at::kDouble);
-  const GptqResult singular = gptq(weight, same, {{4, 16}, true, true, 0});
-  EXPECT_GT(singular.damping, 0);
+  const GptqOptions undamped = {{4, 16}, true, true, 2, 0};
+  const GptqResult singular = gptq(weight, same, undamped);
+  EXPECT_GT(factor_hessian(same, undamped).damping, 0);
   EXPECT_TRUE(std::isfinite(singular.loss));
 }
 
@@ -169,14 +204,14 @@ TEST(Gptq, RefusesWhatIsNotFinite) {
 
 TEST(GroupGrid, RoundsByHand) {
   const at::Tensor weight = at::tensor({-1.0, 0.0, 1.0, 2.0, 0.0, 0.0}, at::kDouble).view({1, 6});
-  const GroupCodes asymmetric = round_to_groups(weight, {2, 4});
+  const IntGroup asymmetric = round_to_groups(weight, {2, 4});
   // Range 3 by 3 steps; the last group is smaller, and of zeros.
   EXPECT_TRUE(asymmetric.codes.equal(at::tensor({0, 1, 2, 3, 0, 0}, at::kByte).view({1, 6})));
-  EXPECT_TRUE(asymmetric.scale.equal(at::ones({1, 2})));
+  EXPECT_TRUE(asymmetric.scale.equal(at::ones({1, 2}, at::kHalf)));
   EXPECT_TRUE(asymmetric.zero.equal(at::tensor({1, 0}, at::kByte).view({1, 2})));
   EXPECT_TRUE(dequantize(asymmetric).equal(weight.to(at::kFloat)));
   // Scale 4 / 3, zero point 2: round(-0.75) + 2, 2, round(0.75) + 2, and round(1.5) + 2, which is clipped.
-  const GroupCodes symmetric = round_to_groups(weight, {2, 4, true});
+  const IntGroup symmetric = round_to_groups(weight, {2, 4, true});
   EXPECT_TRUE(symmetric.codes.slice(1, 0, 4).equal(at::tensor({1, 2, 3, 3}, at::kByte).view({1, 4})));
   EXPECT_EQ(symmetric.zero[0][0].item<int>(), 2);
   EXPECT_TRUE(round_to_groups(weight, {2, -1}).groups.equal(at::zeros({6}, at::kLong)));

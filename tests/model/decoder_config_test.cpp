@@ -155,7 +155,7 @@ TEST(DecoderConfig, RefusesWeightsThatAreQuantizedInOtherWays) {
     return answer_to(copy.path());
   };
   EXPECT_EQ(with("/version", "1"), "");  // whose weights are all floating
-  EXPECT_TRUE(has(with("/quant_method", "gptq"), "weights of 'gptq' cannot be run yet"));
+  EXPECT_TRUE(has(with("/quant_method", "awq"), "weights of 'awq' cannot be run yet"));
   EXPECT_TRUE(has(with("/format", "pack-quantized"), "weights of format 'pack-quantized'"));
   EXPECT_TRUE(has(with("/config_groups/group_0/weights/num_bits", 4), "cannot be run yet"));
   EXPECT_TRUE(has(with("/config_groups/group_0/weights/symmetric", false), "cannot be run yet"));

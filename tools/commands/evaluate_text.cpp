@@ -54,13 +54,22 @@ std::vector<int32_t> encode(const std::string& model, const std::string& text, c
   }
 }
 
-TokenWindows read_windows(const std::string& model, const TextCommand& command, const EvalOptions& eval,
-                          const DecoderConfig& config, int64_t positions, const RunOptions& run) {
+void check_positions(const std::string& path, const DecoderConfig& config, const TextCommand& command) {
+  if (command.seqlen.value_or(0) > config.positions)
+    throw error(Exit::kUsage, "{} {} is beyond the {} positions of '{}'; pass at most {}",
+                command.length_option, *command.seqlen, config.positions, path, config.positions);
+}
+
+}  // namespace
+
+TokenWindows read_windows(const std::string& model, const TextCommand& command, const std::string& path,
+                          int64_t limit, const DecoderConfig& config, const RunOptions& run) {
   constexpr int64_t kLength = 2048, kRandomWindows = 8, kMostRandom = int64_t{1} << 28;
-  const int64_t length = command.seqlen.value_or(std::min(kLength, positions));
+  check_positions(model, config, command);
+  const int64_t length = command.seqlen.value_or(std::min(kLength, config.positions));
   const int64_t stride = command.stride == 0 ? length : command.stride;
-  const int64_t limit = command.windows == 0 ? eval.data.limit : command.windows;
-  if (eval.data_path == kRandom) {
+  if (command.windows != 0) limit = command.windows;
+  if (path == kRandom) {
     const int64_t windows = limit == 0 ? kRandomWindows : limit;
     if (windows > kMostRandom / length)
       throw error(Exit::kUsage,
@@ -68,39 +77,30 @@ TokenWindows read_windows(const std::string& model, const TextCommand& command, 
                   length, kMostRandom / length);
     return cut_windows(random_tokens(windows * length, config.vocabulary, run.seed), length, stride, windows);
   }
-  if (is_token_file(eval.data_path)) {
+  if (is_token_file(path)) {
     if (command.layout != "file" || !command.field.empty())
       throw error(Exit::kUsage, "{} is for text, and '{}' holds token ids",
-                  command.field.empty() ? "--text-layout" : "--text-field", eval.data_path);
-    return cut_windows(read_token_ids(eval.data_path, config.vocabulary), length, stride, limit);
+                  command.field.empty() ? "--text-layout" : "--text-field", path);
+    return cut_windows(read_token_ids(path, config.vocabulary), length, stride, limit);
   }
   TextOptions options;
   if (command.layout == "rows") options.layout = TextOptions::Layout::kRows;
   if (!command.field.empty()) options.field = command.field;
-  const std::string text = read_text(eval.data_path, options);
-  const std::vector<int32_t> ids = encode(model, text, eval.data_path);
+  const std::string text = read_text(path, options);
+  const std::vector<int32_t> ids = encode(model, text, path);
   if (!command.reference.empty() && has_tokenizer(command.reference) &&
-      encode(command.reference, text, eval.data_path) != ids)
+      encode(command.reference, text, path) != ids)
     throw bad_data(
         "the tokenizers of '{}' and '{}' make other tokens of the text, so the models cannot be compared",
         model, command.reference);
   return cut_windows(ids, length, stride, limit);
 }
 
-void check_positions(const std::string& path, const Decoder& model, const TextCommand& command) {
-  const int64_t positions = model.config().positions;
-  if (command.seqlen.value_or(0) > positions)
-    throw error(Exit::kUsage, "--seqlen {} is beyond the {} positions of '{}'; pass at most {}",
-                *command.seqlen, positions, path, positions);
-}
-
-}  // namespace
-
 void add_text_options(CLI::App& app, TextCommand& command) {
   const auto add = [&](const char* name, auto& value, const char* help) {
     return app.add_option(name, value, help)->group(kGroup);
   };
-  add_count(app, "--seqlen", command.seqlen,
+  add_count(app, command.length_option, command.seqlen,
             "Tokens of a window; default 2048, or the positions of the model where they are fewer")
       ->check(CLI::Range(2, 1 << 24))
       ->group(kGroup);
@@ -126,7 +126,7 @@ void add_reference_option(CLI::App& app, TextCommand& command) {
 
 std::string given_text_option(const TextCommand& command) {
   const TextCommand plain;
-  if (command.seqlen) return "--seqlen";
+  if (command.seqlen) return command.length_option;
   if (command.windows != plain.windows) return "--windows";
   if (command.stride != plain.stride) return "--stride";
   if (command.layout != plain.layout) return "--text-layout";
@@ -143,12 +143,11 @@ Metrics evaluate_text(const std::string& model, const TextCommand& command, cons
   std::optional<Decoder> reference;
   if (!command.reference.empty())
     timed(report, "load reference", [&] { reference.emplace(command.reference, compute); });
-  check_positions(model, decoder, command);
-  if (reference) check_positions(command.reference, *reference, command);
-  const int64_t positions = std::min(decoder.config().positions,
-                                     reference ? reference->config().positions : decoder.config().positions);
+  if (reference) check_positions(command.reference, reference->config(), command);
+  DecoderConfig config = decoder.config();
+  if (reference) config.positions = std::min(config.positions, reference->config().positions);
   const TokenWindows windows = timed(report, "read text", [&] {
-    return read_windows(model, command, eval, decoder.config(), positions, run);
+    return read_windows(model, command, eval.data_path, eval.data.limit, config, run);
   });
   Metrics metrics;
   timed(report, "evaluate", [&] {
@@ -174,10 +173,9 @@ TextBefore::TextBefore(const std::string& model, const TextCommand& command, con
                        const RunOptions& run, Report& report) {
   check_eval_options(eval);
   Decoder decoder = timed(report, "load", [&] { return Decoder(model, type_of(command)); });
-  check_positions(model, decoder, command);
-  const DecoderConfig& config = decoder.config();
-  TokenWindows windows = timed(
-      report, "read text", [&] { return read_windows(model, command, eval, config, config.positions, run); });
+  TokenWindows windows = timed(report, "read text", [&] {
+    return read_windows(model, command, eval.data_path, eval.data.limit, decoder.config(), run);
+  });
   state_ = std::make_unique<State>(State{model, type_of(command), std::move(decoder), std::move(windows)});
 }
 TextBefore::~TextBefore() = default;

@@ -6,12 +6,15 @@
 #include <string>
 
 #include "command.h"
+#include "mcompress/data/text.h"
+#include "mcompress/model/decoder.h"
 
 namespace mcompress::cli {
 
 // How a language model is measured on text.
 struct TextCommand {
   std::string reference, compute = "fp32", layout = "file", field;
+  std::string length_option = "--seqlen";  // how the tokens of a window are given
   std::optional<int64_t> seqlen;
   int64_t windows = 0, stride = 0;
 };
@@ -20,6 +23,12 @@ void add_reference_option(CLI::App& app, TextCommand& command);
 
 // The first of these options that was given though the model is none of text; empty where none was.
 std::string given_text_option(const TextCommand& command);
+
+// Windows of the text or token ids at a path, which `option` gave, for a model of this configuration;
+// `limit`: how many where the command says nothing, 0 for all. Throws Error(2) for windows longer than its
+// positions.
+TokenWindows read_windows(const std::string& model, const TextCommand& command, const std::string& path,
+                          int64_t limit, const DecoderConfig& config, const RunOptions& run);
 
 // Measures the model of a Hugging Face folder or GGUF file on a text, beside its reference where there is
 // one.

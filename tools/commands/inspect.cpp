@@ -200,12 +200,13 @@ void inspect(const Options& options, const RunOptions& run, Report& report) {
                                  {"bytes", report.input->bytes},
                                  {"sha256", report.input->sha256},
                                  {"parameters", count.parameters},
-                                 {"nonzeros", count.nonzeros},
+                                 {"nonzeros", count.nonzeros.value_or(0)},
                                  {"notes", notes},
                                  {"layers", layers}};
     fmt::print("{}\n", result.dump(2, ' ', false, ordered_json::error_handler_t::replace));
   } else if (run.report != "-") {
-    fmt::print("{}: {} parameters, {} not zero\n", report.input->format, count.parameters, count.nonzeros);
+    fmt::print("{}: {} parameters, {} not zero\n", report.input->format, count.parameters,
+               count.nonzeros.value_or(0));
     for (const std::string& note : notes) fmt::print("{}\n", printable(note));
     print_rows(rows);
   }

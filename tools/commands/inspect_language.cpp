@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
@@ -177,7 +178,10 @@ void read_config(const std::string& path, Language& model) {
     model.notes.push_back(fmt::format("the tokenizer cannot be read: {}", failure.what()));
   }
   if (model.tokenizer && model.tokenizer->kind.empty()) model.tokenizer.reset();
-  if (model.obstacle.empty()) model.commands.insert(model.commands.begin(), "evaluate");
+  if (!model.obstacle.empty()) return;
+  const bool rounds = model.config->quantization.empty() && std::filesystem::is_directory(path);
+  if (rounds) model.commands.insert(model.commands.begin(), "gptq");
+  model.commands.insert(model.commands.begin(), "evaluate");
 }
 
 std::map<std::string, uint64_t> bytes_by_part(const Language& model) {

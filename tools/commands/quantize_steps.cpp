@@ -19,7 +19,7 @@ WeightCount count_after(WeightCount count, const std::vector<Layer>& layers,
   for (const Layer& layer : layers) {
     const auto weight = weights.find(layer.name);
     if (weight == weights.end() || !seen.insert(layer.weight.data_ptr()).second) continue;
-    count.nonzeros +=
+    *count.nonzeros +=
         count_elements_of(stored_values(weight->second)).nonzeros - count_elements_of(layer.weight).nonzeros;
   }
   return count;

@@ -23,10 +23,12 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
   void step(int64_t count = 1);
   void note(std::string text) { note_ = std::move(text); }  // shown beside the counts, such as a loss
+  // A line of its own among those of the phase, where a person reads: the result of one step.
+  void line(const std::string& text) const;
+  double seconds_left() const;  // an estimate, once there was a step
 
  private:
   double elapsed_seconds() const;
-  double seconds_left() const;
 
   std::string phase_, note_;
   int64_t total_, done_ = 0;

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "mcompress/model/compressed_weight.h"
+
 namespace mcompress {
 
 // Weights of few bits: input channels in groups, each with a scale and a zero point for every row.
@@ -19,30 +21,20 @@ struct GroupGrid {
   bool search = false;
 };
 
-// Scales and zero points of one group, float64 [rows]; zero points are whole numbers.
+// Scales and zero points of one group, float64 [rows]. Scales are numbers of float16, in which files hold
+// them, so that a code is that of the scale which is read again; zero points are whole numbers.
 struct GroupScale {
   at::Tensor scale, zero;
 };
 
 // Of weights float64 [rows, channels]; `importance` float64 [channels], or undefined where all are equal.
+// Throws Error(65) where a scale would be beyond float16.
 GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance);
-
-// A weight on such a grid.
-struct GroupCodes {
-  at::Tensor codes;   // uint8 [rows, channels]
-  at::Tensor scale;   // float32 [rows, groups]
-  at::Tensor zero;    // uint8 [rows, groups]
-  at::Tensor groups;  // int64 [channels], the group of each
-};
 
 // int64 [channels]: groups of that size in order. Throws Error(2) for a group size of 0 or below -1.
 at::Tensor groups_in_order(int64_t channels, int64_t group_size);
 
 // Rounds to nearest, each group on the scale that group_scale() gives it.
-GroupCodes round_to_groups(const at::Tensor& weight, const GroupGrid& grid,
-                           const at::Tensor& importance = {});
-
-// The weight that the codes stand for, float32 [rows, channels].
-at::Tensor dequantize(const GroupCodes& codes);
+IntGroup round_to_groups(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance = {});
 
 }  // namespace mcompress

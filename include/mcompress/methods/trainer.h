@@ -10,6 +10,7 @@
 
 #include "mcompress/data/augment.h"
 #include "mcompress/data/dataset.h"
+#include "mcompress/methods/run_checkpoint.h"
 
 namespace mcompress {
 
@@ -80,23 +81,16 @@ struct TrainResult {
   std::optional<int64_t> resumed_at;
 };
 
-// Where the state of a run is kept while it lasts: a safetensors file with parameters, buffers, optimizer
-// state, position and the best epoch so far, written after each epoch, each minute, and at a signal. It is
-// the caller's to remove once the result is safe.
-struct CheckpointOptions {
-  std::string path;
-  bool resume = false;
-  std::string fingerprint;  // of all that decides the result; another one is refused with Error(78)
-};
-
 // Throws what training would at its first step: Error(65) where the task has no parameters, or where what it
 // makes of `inputs` is no finite [n, classes] that depends on them.
 void check_trainable(const TrainTask& task, const at::Tensor& inputs);
 
 // Trains by mini-batches that are shuffled by the seed, and leaves the parameters and
 // buffers of the epoch with the best score, epoch 0 among them, or of the last one without a score. Rows that
-// do not fill a batch are left out of an epoch. A resumed run ends as an unbroken one does, bit for bit.
-// Throws Error(75) where a signal stops it, Error(65) where the loss is not finite, naming step and layer.
+// do not fill a batch are left out of an epoch. The checkpoint, a safetensors file with parameters, buffers,
+// optimizer state, position and the best epoch so far, is written after each epoch, each minute, and at a
+// signal; a resumed run ends as an unbroken one does, bit for bit. Throws Error(75) where a signal stops it,
+// Error(65) where the loss is not finite, naming step and layer.
 TrainResult train(TrainTask& task, const Dataset& data, const TrainOptions& options,
                   const CheckpointOptions& checkpoint);
 

@@ -14,6 +14,16 @@ struct IntChannel {
   int bits = 8;
 };
 
+// A weight [rows, channels] as integers of 2 to 8 bits, input channels in groups, each with a scale and a
+// zero point for every row: weight ~ scale * (code - zero point).
+struct IntGroup {
+  int bits = 4;
+  at::Tensor codes;   // uint8 [rows, channels], 0 to 2^bits - 1
+  at::Tensor scale;   // float16 [rows, groups]
+  at::Tensor zero;    // uint8 [rows, groups]
+  at::Tensor groups;  // int64 [channels], the group of each
+};
+
 // Weights in a narrower float type.
 struct Dense {
   at::Tensor values;  // float16 or bfloat16, the weight's shape
@@ -28,12 +38,12 @@ struct InputGrid {
 };
 
 // What a method makes of a layer's weight: a plain value that knows no file and no kernel.
-using CompressedWeight = std::variant<IntChannel, Dense>;
+using CompressedWeight = std::variant<IntChannel, Dense, IntGroup>;
 
 // Rows [begin, end) of the weight, float32 [end - begin, columns].
 at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end);
-uint64_t stored_bytes(const CompressedWeight& weight);  // codes and scales
-// Its codes or narrow values, which are zero where the weight is.
+uint64_t stored_bytes(const CompressedWeight& weight);  // codes, scales and zero points
+// Its codes or narrow values, which are zero where the weight is but for groups.
 const at::Tensor& stored_values(const CompressedWeight& weight);
 
 // How a replaced layer computes. kInt8: uint8 activations, one range a row, by oneDNN's int8

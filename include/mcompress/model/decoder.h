@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/model/gptq_tensors.h"
 
 namespace mcompress {
 
@@ -73,11 +75,25 @@ struct DecoderConfig {
   std::vector<bool> rotates;        // by block, whether q and k are rotated
   std::vector<int64_t> windows;     // by block, how many tokens back attention reaches; 0: all
 
-  std::string quantization;    // "compressed-tensors, 8 bits"; empty where weights are floating
-  bool rounds_inputs = false;  // those of quantized layers, to 8 bits a token
+  std::string quantization;               // "compressed-tensors, 8 bits"; empty where weights are floating
+  bool rounds_inputs = false;             // those of quantized layers, to 8 bits a token
+  GptqZeros zeros = GptqZeros::kLessOne;  // of layers in GPTQ's format
 
   std::string block_name(int64_t block) const;  // "model.layers.3."
 };
+
+// A linear layer as the checkpoint stores it: its tensors are the name with ".weight" and, where it has a
+// bias,
+// ".bias".
+struct DecoderLayer {
+  std::string name;  // "model.layers.3.self_attn.q_proj"
+  int64_t outputs = 0, inputs = 0;
+  bool biased = false;
+};
+
+// The layers of a block in the order in which they run, by stage. Those of a stage have the same inputs,
+// which need what the stages before give: q, k and v; output; gate and up; down.
+std::vector<std::vector<DecoderLayer>> stages_of(const DecoderConfig& config, int64_t block);
 
 // Reads a config.json as transformers 4 or 5 writes it. Throws Error(65) for an architecture that is not
 // known, listing those that are, and for numbers that fit no model.
@@ -85,6 +101,31 @@ DecoderConfig read_decoder_config(const std::string& path);
 
 // The configuration of the model of a Hugging Face folder or a GGUF file.
 DecoderConfig read_model_config(const std::string& path);
+
+// One block in memory with the hidden states that go through it. Its layers can be replaced while it runs a
+// stage at a time, each layer once.
+class DecoderBlock {
+ public:
+  ~DecoderBlock();
+  DecoderBlock(DecoderBlock&&) noexcept;
+
+  // Gives `use` the inputs [tokens, inputs] of the layers of a stage, some windows at a time. Stages are run
+  // in order, each once. Throws Error(65) naming the layer and the window of inputs that are NaN or infinite.
+  void run_stage(size_t stage, const std::function<void(const at::Tensor& inputs)>& use);
+  // What follows the last stage: the hidden states become those behind the block.
+  void finish();
+  // All of it at once, with less memory and the same result.
+  void run();
+
+  // `weight`: [outputs, inputs] of any floating type.
+  void set_weight(const std::string& layer, const at::Tensor& weight);
+
+ private:
+  friend class Decoder;
+  struct Impl;
+  explicit DecoderBlock(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
 
 // The model of a Hugging Face folder or a GGUF file (dequantized as it is read). Its weights stay in the map
 // of the file and are read a block at a time.
@@ -105,6 +146,15 @@ class Decoder {
   // Runs block number `block` on hidden states, in place, and gives its pages back. Throws Error(65) naming
   // the block and the window, counted from `first_window`, that gets NaN or infinity.
   void run_block(int64_t block, const at::Tensor& hidden, int64_t first_window = 0) const;
+
+  // The block on hidden states, which it changes in place. It reads from this model, which must live longer.
+  DecoderBlock open_block(int64_t block, const at::Tensor& hidden, int64_t first_window = 0) const;
+
+  // The weight of a layer of a block or of the head, float32 [outputs, inputs].
+  at::Tensor layer_weight(const std::string& layer) const;
+
+  // Inputs of the head: hidden states behind the last block, normalized.
+  at::Tensor head_inputs(const at::Tensor& hidden) const;
 
   // Hidden states [rows, width] behind the last block to logits, float32 [rows, vocabulary].
   at::Tensor logits(const at::Tensor& hidden) const;

@@ -68,6 +68,17 @@ struct LayerDamage {
   std::optional<double> top1;
 };
 
+// How a layer's weight was rounded in groups of channels.
+struct GroupRounding {
+  int bits = 4;
+  int64_t group_size = -1;            // -1: all channels
+  double loss = 0, rounded_loss = 0;  // squared error of a token's outputs; of rounding to nearest
+  double damping = 0;
+  int64_t dead_channels = 0;
+  bool rounded = false;  // rounding to nearest lost less, and was taken
+  double seconds = 0;
+};
+
 struct LayerRecord {
   std::string name, kind, decision, reason;  // reason: why it was kept
   uint64_t bytes_before = 0, bytes_after = 0;
@@ -76,6 +87,7 @@ struct LayerRecord {
   std::optional<InputGrid> input = {};                 // of a layer that rounds its input to a fixed grid
   std::optional<LayerTiming> timing = {};
   std::optional<LayerDamage> damage = {};
+  std::optional<GroupRounding> rounding = {};
 };
 
 // One trial of --tune: which layers stay in float, and what that gives.
@@ -90,6 +102,19 @@ struct Quantization {
   int64_t folded_norms = 0;
   std::optional<double> folding_error;  // largest change of an output by folding, as a share of the largest
   std::vector<Trial> trials;
+};
+
+// What the inputs of layers were measured on, and what their weights take in groups.
+struct Calibration {
+  std::string path;
+  int64_t samples = 0, length = 0;  // of text, windows and their tokens
+  std::string compute;              // type of the activations
+  int64_t weights = 0;              // of all layers that were rounded
+  uint64_t bytes = 0;               // of their codes, scales and zero points
+  int64_t blocks_kept = 0;          // that an earlier run had finished
+  double bits_per_weight() const {
+    return weights == 0 ? 0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
+  }
 };
 
 // What pruning did to the weights that it chose.
@@ -175,6 +200,7 @@ struct Report {
   std::optional<Reference> reference;
   std::vector<LayerRecord> layers;
   std::optional<Quantization> quantization;
+  std::optional<Calibration> calibration;
   std::optional<Training> training;
   std::optional<TeacherRecord> teacher;
   std::optional<Distillation> distillation;

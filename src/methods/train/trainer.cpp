@@ -7,12 +7,13 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "../state_file.h"
+#include "epoch_text.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 #include "optimizer.h"
-#include "state_file.h"
 
 namespace mcompress {
 
@@ -225,7 +226,7 @@ class Trainer {
   }
 
   void save() {
-    TrainState state;
+    RunState state;
     for (const auto& [name, tensor] : tensors()) state.tensors["now/" + name] = tensor;
     for (const auto& [name, tensor] : best_) state.tensors["best/" + name] = tensor;
     for (const auto& [name, tensor] : optimizer_.state()) state.tensors["optimizer/" + name] = tensor;
@@ -252,11 +253,11 @@ class Trainer {
   }
 
   void restore() {
-    const TrainState state = read_state(checkpoint_.path);
+    const RunState state = read_state(checkpoint_.path);
     const auto text = [&](const char* name) {
       const auto found = state.texts.find(name);
       if (found == state.texts.end())
-        throw bad_data("'{}' is no training checkpoint: it lacks '{}'", checkpoint_.path, name);
+        throw bad_data("'{}' is no checkpoint of a training run: it lacks '{}'", checkpoint_.path, name);
       return found->second;
     };
     if (text("fingerprint") != checkpoint_.fingerprint) {

@@ -129,26 +129,6 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilo
                                             : scaled.to(x.scalar_type()) * weight;
 }
 
-at::Tensor attention(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
-                     const Rotation& rotation, const at::Tensor& x) {
-  const int64_t n = x.size(0), length = x.size(1), width = config.head_width;
-  at::Tensor q = weights.query(x).view({n, length, config.heads, width});
-  at::Tensor k = weights.key(x).view({n, length, config.kv_heads, width});
-  const at::Tensor v = weights.value(x).view({n, length, config.kv_heads, width});
-  if (config.head_norm) {
-    q = normalized(config, weights.query_norm, q);
-    k = normalized(config, weights.key_norm, k);
-  }
-  if (config.rotates[static_cast<size_t>(block)]) {
-    q = rotated(q, rotation);
-    k = rotated(k, rotation);
-  }
-  const int64_t window = config.windows[static_cast<size_t>(block)];
-  const auto by_head = [](const at::Tensor& x) { return x.transpose(1, 2).contiguous(); };
-  const at::Tensor mixed = attend(config, by_head(q), by_head(k), by_head(v), window);
-  return mixed.transpose(1, 2).reshape({n, length, config.heads * width});
-}
-
 }  // namespace
 
 void Projection::pack(int64_t rows) {
@@ -192,19 +172,54 @@ void cap_values(const at::Tensor& x, double cap) {
   if (cap > 0) x.div_(cap).tanh_().mul_(cap);
 }
 
-at::Tensor block_forward(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
-                         const Rotation& rotation, const at::Tensor& hidden) {
-  const auto add = [&](const Projection& layer, const Norm& closing, const at::Tensor& sum,
-                       const at::Tensor& x) {
-    return config.closing_norms ? sum + normalized(config, closing, layer(x)) : layer.add_to(sum, x);
-  };
-  const at::Tensor mixed =
-      attention(config, block, weights, rotation, normalized(config, weights.attention_norm, hidden));
-  const at::Tensor middle = add(weights.output, weights.closing_attention_norm, hidden, mixed);
-  const at::Tensor x = normalized(config, weights.feed_forward_norm, middle);
-  const at::Tensor inner = config.gated ? weights.gate.activated(x, config.activation).mul_(weights.up(x))
-                                        : weights.up.activated(x, config.activation);
-  return add(weights.down, weights.closing_feed_forward_norm, middle, inner);
+at::Tensor BlockPass::add(const Projection& layer, const Norm& closing, const at::Tensor& sum,
+                          const at::Tensor& x) const {
+  return config.closing_norms ? sum + normalized(config, closing, layer(x)) : layer.add_to(sum, x);
+}
+
+at::Tensor BlockPass::attention_inputs(const at::Tensor& hidden) const {
+  return normalized(config, weights.attention_norm, hidden);
+}
+
+at::Tensor BlockPass::attention(const at::Tensor& x) const {
+  const int64_t n = x.size(0), length = x.size(1), width = config.head_width;
+  at::Tensor q = weights.query(x).view({n, length, config.heads, width});
+  at::Tensor k = weights.key(x).view({n, length, config.kv_heads, width});
+  const at::Tensor v = weights.value(x).view({n, length, config.kv_heads, width});
+  if (config.head_norm) {
+    q = normalized(config, weights.query_norm, q);
+    k = normalized(config, weights.key_norm, k);
+  }
+  if (config.rotates[static_cast<size_t>(block)]) {
+    q = rotated(q, rotation);
+    k = rotated(k, rotation);
+  }
+  const int64_t window = config.windows[static_cast<size_t>(block)];
+  const auto by_head = [](const at::Tensor& x) { return x.transpose(1, 2).contiguous(); };
+  const at::Tensor mixed = attend(config, by_head(q), by_head(k), by_head(v), window);
+  return mixed.transpose(1, 2).reshape({n, length, config.heads * width});
+}
+
+at::Tensor BlockPass::add_attention(const at::Tensor& hidden, const at::Tensor& mixed) const {
+  return add(weights.output, weights.closing_attention_norm, hidden, mixed);
+}
+
+at::Tensor BlockPass::feed_forward_inputs(const at::Tensor& hidden) const {
+  return normalized(config, weights.feed_forward_norm, hidden);
+}
+
+at::Tensor BlockPass::feed_forward(const at::Tensor& x) const {
+  return config.gated ? weights.gate.activated(x, config.activation).mul_(weights.up(x))
+                      : weights.up.activated(x, config.activation);
+}
+
+at::Tensor BlockPass::add_feed_forward(const at::Tensor& hidden, const at::Tensor& inner) const {
+  return add(weights.down, weights.closing_feed_forward_norm, hidden, inner);
+}
+
+at::Tensor BlockPass::forward(const at::Tensor& hidden) const {
+  const at::Tensor middle = add_attention(hidden, attention(attention_inputs(hidden)));
+  return add_feed_forward(middle, feed_forward(feed_forward_inputs(middle)));
 }
 
 }  // namespace mcompress

@@ -50,8 +50,25 @@ struct Rotation {
 };
 Rotation rotation_of(const Rope& rope, int64_t rotated_width, int64_t length, at::ScalarType compute);
 
-// Hidden states [n, length, width] behind one block.
-at::Tensor block_forward(const DecoderConfig& config, int64_t block, const BlockWeights& weights,
-                         const Rotation& rotation, const at::Tensor& hidden);
+// One block at work on hidden states [n, length, width], in the steps between which its stages lie.
+struct BlockPass {
+  const DecoderConfig& config;
+  int64_t block;
+  const BlockWeights& weights;
+  const Rotation& rotation;
+
+  at::Tensor attention_inputs(const at::Tensor& hidden) const;
+  at::Tensor attention(const at::Tensor& x) const;  // [n, length, heads * head width], for the output layer
+  at::Tensor add_attention(const at::Tensor& hidden, const at::Tensor& mixed) const;
+  at::Tensor feed_forward_inputs(const at::Tensor& hidden) const;
+  at::Tensor feed_forward(const at::Tensor& x) const;  // [n, length, inner], for the down layer
+  at::Tensor add_feed_forward(const at::Tensor& hidden, const at::Tensor& inner) const;
+
+  at::Tensor forward(const at::Tensor& hidden) const;  // all of them
+
+ private:
+  at::Tensor add(const Projection& layer, const Norm& closing, const at::Tensor& sum,
+                 const at::Tensor& x) const;
+};
 
 }  // namespace mcompress

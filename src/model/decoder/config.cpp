@@ -12,6 +12,7 @@
 #include "mcompress/base/error.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/model/decoder.h"
+#include "quantization_config.h"
 #include "rope_config.h"
 
 namespace mcompress {
@@ -76,53 +77,6 @@ int64_t read_rotated_width(const ConfigKeys& keys, const Architecture& architect
     throw bad_data("{}: a partial_rotary_factor of {} is not known for a {} model", keys.name(), part,
                    architecture.model_type);
   return static_cast<int64_t>(static_cast<double>(head_width) * part);
-}
-
-// Reads what compressed-tensors says of 8-bit weights; other quantized weights cannot be run.
-void read_quantization(const ConfigKeys& keys, DecoderConfig& config) {
-  if (!keys.has("quantization_config")) return;
-  const ConfigKeys given(keys["quantization_config"], keys.name() + ", quantization_config");
-  const std::string method = given.text("quant_method", "");
-  const auto unknown = [&](const std::string& what) {
-    return bad_data(
-        "{}: the model is quantized already, and {} cannot be run yet; known is compressed-tensors with "
-        "symmetric 8-bit weights",
-        keys.name(), what);
-  };
-  if (method != "compressed-tensors") throw unknown(fmt::format("weights of '{}'", method));
-  const std::string format = given.text("format", "");
-  if (format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
-  if (!given.has("config_groups") || !given["config_groups"].is_object())
-    throw unknown("weights without config_groups");
-  for (const char* key : {"kv_cache_scheme", "transform_config", "sparsity_config"}) {
-    if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
-  }
-  const auto check = [&](const json& scheme, const char* what) {
-    const ConfigKeys numbers(scheme, given.name());
-    const std::string strategy = numbers.text("strategy", "");
-    const bool known = numbers.count("num_bits", 0) == 8 && numbers.text("type", "") == "int" &&
-                       numbers.flag("symmetric", false) && !numbers.has("actorder") &&
-                       (strategy == "channel" || strategy == "tensor" || strategy == "token");
-    if (!known) throw unknown(fmt::format("{} {}", what, scheme.dump()));
-  };
-  std::optional<bool> rounds;
-  for (const auto& [name, group] : given["config_groups"].items()) {
-    if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object())
-      throw unknown("a group without weights");
-    if (!group.value("output_activations", json()).is_null()) throw unknown("rounded outputs");
-    check(group["weights"], "weights");
-    const json inputs = group.value("input_activations", json());
-    if (!inputs.is_null()) {
-      check(inputs, "input_activations");
-      if (inputs["strategy"] != "token" || inputs.value("dynamic", json()) != true)
-        throw unknown(fmt::format("input_activations {}", inputs.dump()));
-    }
-    if (rounds && *rounds == inputs.is_null()) throw unknown("groups of which some round their inputs");
-    rounds = !inputs.is_null();
-  }
-  if (!rounds) throw unknown("weights without config_groups");
-  config.rounds_inputs = *rounds;
-  config.quantization = "compressed-tensors, 8 bits";
 }
 
 }  // namespace

@@ -7,9 +7,8 @@
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
 
-#include "block.h"
+#include "block_run.h"
 #include "mcompress/base/error.h"
-#include "mcompress/base/interrupt.h"
 #include "mcompress/base/process.h"
 #include "source.h"
 
@@ -17,14 +16,12 @@ namespace mcompress {
 
 namespace {
 
-constexpr int64_t kTokens = 2048;    // that are run together
 constexpr int64_t kHeadRows = 128;  // of hidden states, whose logits are computed together
 
 // The tensors of a checkpoint, with their shapes.
 std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
   const DecoderNames& names = config.names;
-  const int64_t width = config.width, attention = config.heads * config.head_width,
-                shared = config.kv_heads * config.head_width;
+  const int64_t width = config.width;
   const bool norm_bias = config.norm == NormKind::kLayer;
   std::map<std::string, Shape> tensors;
   std::string prefix = names.base;
@@ -52,21 +49,10 @@ std::map<std::string, Shape> expected_tensors(const DecoderConfig& config) {
       add(names.query_norm, {config.head_width});
       add(names.key_norm, {config.head_width});
     }
-    if (names.query_key_value.empty()) {
-      add_layer(names.query, attention, width, config.qkv_bias);
-      add_layer(names.key, shared, width, config.qkv_bias);
-      add_layer(names.value, shared, width, config.qkv_bias);
-    } else {
-      add_layer(names.query_key_value, attention + 2 * shared, width, config.qkv_bias);
+    for (const auto& stage : stored_layers(config)) {
+      for (const StoredLayer& layer : stage)
+        add_layer(layer.name, layer.outputs(), layer.inputs, layer.biased);
     }
-    add_layer(names.output, width, attention, config.output_bias);
-    if (!names.gate_up.empty()) {
-      add_layer(names.gate_up, 2 * config.inner, width, config.mlp_bias);
-    } else {
-      if (config.gated) add_layer(names.gate, config.inner, width, config.mlp_bias);
-      add_layer(names.up, config.inner, width, config.mlp_bias);
-    }
-    add_layer(names.down, width, config.inner, config.mlp_bias);
   }
   return tensors;
 }
@@ -149,22 +135,21 @@ struct Decoder::Impl {
     return {};
   }
 
-  // The layers whose rows, so many each, one tensor holds.
-  std::vector<Projection> load_layers(const std::string& name, const std::vector<int64_t>& outputs,
-                                      bool biased) const {
-    const at::Tensor stored = weights->read(name + ".weight");
-    const at::Tensor weight = (config.transposed ? stored.t() : stored).to(compute);
-    const at::Tensor bias = biased ? tensor(name + ".bias") : at::Tensor();
-    std::vector<Projection> layers;
+  at::Tensor read_weight(const std::string& layer) const {
+    const at::Tensor stored = weights->read(layer + ".weight");
+    return config.transposed && layer != config.names.head ? stored.t() : stored;
+  }
+
+  void load_layer(const StoredLayer& layer, const std::string& name, BlockWeights& block) const {
+    const at::Tensor bias = layer.biased ? tensor(name + ".bias") : at::Tensor();
     int64_t first = 0;
-    for (const int64_t rows : outputs) {
-      layers.push_back({weight.narrow(0, first, rows).contiguous(),
-                        biased ? bias.narrow(0, first, rows) : bias,
-                        weights->rounds_inputs(name + ".weight")});
-      layers.back().pack(kTokens);
-      first += rows;
+    for (const StoredLayer::Part& part : layer.parts) {
+      Projection& projection = block.*part.layer;
+      if (bias.defined()) projection.bias = bias.narrow(0, first, part.outputs);
+      projection.rounds_inputs = weights->rounds_inputs(name + ".weight");
+      first += part.outputs;
     }
-    return layers;
+    set_layer(layer, read_weight(name), compute, block);
   }
 
   // Packed like the layers of a block; the packing of a large vocabulary takes as long as some windows.
@@ -181,10 +166,6 @@ struct Decoder::Impl {
     const DecoderNames& names = config.names;
     const std::string prefix = config.block_name(i);
     const auto norm = [&](const std::string& name) { return load_norm(prefix + name); };
-    const auto layer = [&](const std::string& name, int64_t outputs, bool biased) {
-      return load_layers(prefix + name, {outputs}, biased)[0];
-    };
-    const int64_t attention = config.heads * config.head_width, shared = config.kv_heads * config.head_width;
     BlockWeights block;
     block.attention_norm = norm(names.attention_norm);
     block.feed_forward_norm = norm(names.feed_forward_norm);
@@ -196,27 +177,9 @@ struct Decoder::Impl {
       block.query_norm = norm(names.query_norm);
       block.key_norm = norm(names.key_norm);
     }
-    if (names.query_key_value.empty()) {
-      block.query = layer(names.query, attention, config.qkv_bias);
-      block.key = layer(names.key, shared, config.qkv_bias);
-      block.value = layer(names.value, shared, config.qkv_bias);
-    } else {
-      const auto all =
-          load_layers(prefix + names.query_key_value, {attention, shared, shared}, config.qkv_bias);
-      block.query = all[0];
-      block.key = all[1];
-      block.value = all[2];
+    for (const auto& stage : stored_layers(config)) {
+      for (const StoredLayer& layer : stage) load_layer(layer, prefix + layer.name, block);
     }
-    block.output = layer(names.output, config.width, config.output_bias);
-    if (!names.gate_up.empty()) {
-      const auto both = load_layers(prefix + names.gate_up, {config.inner, config.inner}, config.mlp_bias);
-      block.gate = both[0];
-      block.up = both[1];
-    } else {
-      if (config.gated) block.gate = layer(names.gate, config.inner, config.mlp_bias);
-      block.up = layer(names.up, config.inner, config.mlp_bias);
-    }
-    block.down = layer(names.down, config.width, config.mlp_bias);
     return block;
   }
 };
@@ -232,12 +195,13 @@ Decoder::Decoder(Decoder&&) noexcept = default;
 const DecoderConfig& Decoder::config() const { return impl_->config; }
 
 at::Tensor Decoder::embed(const at::Tensor& ids) const {
+  const DecoderConfig& config = impl_->config;
   const int64_t largest = ids.max().item<int64_t>(), least = ids.min().item<int64_t>();
   if (least < 0 || largest >= impl_->config.vocabulary)
     throw bad_data("token id {} is outside the model's vocabulary of {}", least < 0 ? least : largest,
                    impl_->config.vocabulary);
-  const DecoderConfig& config = impl_->config;
   at::Tensor hidden = at::embedding(impl_->embedding, ids).to(impl_->compute);
+  impl_->weights->give_back(config.names.base + config.names.embedding);
   // Rounded to the computing type first, as transformers does.
   if (config.embedding_scale != 1) hidden.mul_(at::tensor(config.embedding_scale).to(impl_->compute));
   if (config.first_position) {
@@ -250,34 +214,32 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
   return hidden;
 }
 
-void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_window) const {
-  const c10::InferenceMode guard;
-  const BlockWeights weights = impl_->load_block(block);
-  const int64_t count = hidden.size(0), length = hidden.size(1);
+DecoderBlock Decoder::open_block(int64_t block, const at::Tensor& hidden, int64_t first_window) const {
   const DecoderConfig& config = impl_->config;
   const bool windowed = config.windows[static_cast<size_t>(block)] > 0 && config.window_rope;
-  const Rotation rotation =
-      rotation_of(windowed ? *config.window_rope : config.rope, config.rotated_width, length, impl_->compute);
-  const int64_t together = std::max<int64_t>(1, kTokens / length);
-  for (int64_t begin = 0; begin < count; begin += together) {
-    check_interrupt();
-    const at::Tensor part = hidden.slice(0, begin, std::min(begin + together, count));
-    const at::Tensor result = block_forward(config, block, weights, rotation, part);
-    if (!result.sum({1, 2}, false, at::kFloat).isfinite().all().item<bool>()) {
-      for (int64_t i = 0; i < result.size(0); ++i) {
-        if (!result[i].isfinite().all().item<bool>())
-          throw bad_data("'{}': block {} gives NaN or infinity for window {}", impl_->path, block,
-                         first_window + begin + i + 1);
-      }
-    }
-    part.copy_(result);
-  }
-  impl_->weights->give_back(config.block_name(block));
+  const Rotation rotation = rotation_of(windowed ? *config.window_rope : config.rope, config.rotated_width,
+                                        hidden.size(1), impl_->compute);
+  auto opened = std::make_unique<DecoderBlock::Impl>(DecoderBlock::Impl{
+      impl_->path, config, *impl_->weights, block, impl_->load_block(block), rotation, hidden, first_window});
+  return DecoderBlock(std::move(opened));
+}
+
+void Decoder::run_block(int64_t block, const at::Tensor& hidden, int64_t first_window) const {
+  const c10::InferenceMode guard;
+  open_block(block, hidden, first_window).run();
+}
+
+at::Tensor Decoder::layer_weight(const std::string& layer) const {
+  return impl_->read_weight(layer).to(at::kFloat);
+}
+
+at::Tensor Decoder::head_inputs(const at::Tensor& hidden) const {
+  return normalized(impl_->config, impl_->final_norm, hidden);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  at::Tensor values = impl_->loaded_head()(normalized(impl_->config, impl_->final_norm, hidden)).to(at::kFloat);
+  at::Tensor values = impl_->loaded_head()(head_inputs(hidden)).to(at::kFloat);
   cap_values(values, impl_->config.logit_cap);
   return values;
 }

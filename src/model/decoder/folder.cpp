@@ -1,3 +1,5 @@
+#include <array>
+#include <string_view>
 #include <utility>
 
 #include "mcompress/base/checked.h"
@@ -12,9 +14,13 @@ namespace {
 class FolderSource : public WeightSource {
  public:
   FolderSource(const std::string& path, const DecoderConfig& config)
-      : files_(read_checkpoint(path, ModelFormat::kHuggingFace)), rounds_inputs_(config.rounds_inputs) {
+      : files_(read_checkpoint(path, ModelFormat::kHuggingFace)),
+        rounds_inputs_(config.rounds_inputs),
+        zeros_(config.zeros) {
     for (size_t i = 0; i < files_.arrays.size(); ++i) index_[files_.arrays[i].name] = i;
+    if (config.quantization.starts_with("gptq")) find_groups(config, path);
     for (const Array& array : files_.arrays) {
+      if (is_part_of_group(array.name)) continue;
       shapes_[array.name] = array.shape;
       if (is_known_extra(array.name, config)) continue;
       const bool floating =
@@ -30,15 +36,20 @@ class FolderSource : public WeightSource {
     }
   }
 
-  // 8-bit codes times the scale of their row.
+  // 8-bit codes times the scale of their row, or codes in groups.
   at::Tensor read(const std::string& name) const override {
+    if (const auto group = grouped_.find(name); group != grouped_.end()) {
+      const IntGroup weight = unpack_gptq(tensors_of(layer_of(name)), zeros_, layer_of(name));
+      const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
+      return group->second.transposed ? values.t() : values;
+    }
     const at::Tensor values = array_named(name);
     if (values.scalar_type() != at::kChar) return values;
     return values.to(at::kFloat).mul_(array_named(scale_name(name)).to(at::kFloat).view({-1, 1}));
   }
 
   bool rounds_inputs(const std::string& name) const override {
-    return rounds_inputs_ && files_.arrays[index_.at(name)].dtype == DType::kI8;
+    return rounds_inputs_ && !grouped_.contains(name) && files_.arrays[index_.at(name)].dtype == DType::kI8;
   }
 
   void give_back(const std::string& prefix) const override {
@@ -47,6 +58,57 @@ class FolderSource : public WeightSource {
   }
 
  private:
+  // Layers in GPTQ's format take the place of their ".weight", in the layout in which a float one is stored.
+  struct Grouped {
+    bool transposed;
+  };
+
+  static std::string layer_of(const std::string& weight) {
+    return weight.substr(0, weight.size() - std::string_view(".weight").size());
+  }
+
+  void find_groups(const DecoderConfig& config, const std::string& path) {
+    for (const Array& array : files_.arrays) {
+      if (!array.name.ends_with(kGptqParts[0])) continue;
+      const std::string layer =
+          array.name.substr(0, array.name.size() - std::string_view(kGptqParts[0]).size());
+      for (size_t i = 0; i < kGptqParts.size(); ++i) check_part(layer, i, path);
+      const int64_t outputs = array.shape[1], inputs = part_of(layer, 3).shape[0];
+      const bool transposed = config.transposed && layer != config.names.head;
+      grouped_[layer + ".weight"] = {transposed};
+      shapes_[layer + ".weight"] = transposed ? Shape{inputs, outputs} : Shape{outputs, inputs};
+    }
+  }
+
+  void check_part(const std::string& layer, size_t part, const std::string& path) const {
+    constexpr std::array<size_t, 4> kDimensions = {2, 2, 2, 1};
+    const std::string name = layer + kGptqParts[part];
+    if (!index_.contains(name)) throw bad_data("'{}': layer '{}' lacks '{}'", path, layer, name);
+    const Array& array = part_of(layer, part);
+    const bool typed = part == 2 ? is_floating(array.dtype) : array.dtype == DType::kI32;
+    if (!typed || array.shape.size() != kDimensions[part])
+      throw bad_data("'{}': tensor '{}' is {} of {} dimensions, and GPTQ's is {} of {}", path, name,
+                     name_of(array.dtype), array.shape.size(), part == 2 ? "F16" : "I32", kDimensions[part]);
+  }
+
+  const Array& part_of(const std::string& layer, size_t part) const {
+    return files_.arrays[index_.at(layer + kGptqParts[part])];
+  }
+
+  GptqTensors tensors_of(const std::string& layer) const {
+    const auto part = [&](size_t i) { return array_named(layer + kGptqParts[i]); };
+    return {part(0), part(1), part(2), part(3)};
+  }
+
+  bool is_part_of_group(const std::string& name) const {
+    for (const char* part : kGptqParts) {
+      if (name.ends_with(part) &&
+          grouped_.contains(name.substr(0, name.size() - std::string_view(part).size()) + ".weight"))
+        return true;
+    }
+    return false;
+  }
+
   at::Tensor array_named(const std::string& name) const {
     const Array& array = files_.arrays[index_.at(name)];
     return rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
@@ -68,7 +130,9 @@ class FolderSource : public WeightSource {
 
   CheckpointFiles files_;
   std::map<std::string, size_t> index_;
+  std::map<std::string, Grouped> grouped_;  // by the name that the float weight has
   bool rounds_inputs_;
+  GptqZeros zeros_;
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 #include "state_file.h"
 
-#include <cstdlib>
-#include <sstream>
+#include <algorithm>
+#include <array>
 
 #include <ATen/ATen.h>
 
@@ -22,12 +22,14 @@ DType dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kLong: return DType::kI64;
     case at::kBool: return DType::kBool;
+    case at::kByte: return DType::kU8;
+    case at::kHalf: return DType::kF16;
     default: return DType::kF32;
   }
 }
 
 // Of everything in a state but the hash itself, by name.
-std::string hash_of(const TrainState& state) {
+std::string hash_of(const RunState& state) {
   std::string hashes;
   for (const auto& [name, tensor] : state.tensors) {
     const at::Tensor flat = tensor.detach().contiguous();
@@ -42,7 +44,7 @@ std::string hash_of(const TrainState& state) {
 
 }  // namespace
 
-void write_state(const TrainState& state, const std::string& path) {
+void write_state(const RunState& state, const std::string& path) {
   std::vector<SafetensorsWriter::Entry> entries;
   for (const auto& [name, tensor] : state.tensors) {
     entries.push_back({name, dtype_of(tensor), {tensor.numel()}});
@@ -59,22 +61,21 @@ void write_state(const TrainState& state, const std::string& path) {
   file.commit();
 }
 
-TrainState read_state(const std::string& path) {
+RunState read_state(const std::string& path) {
   const MappedFile file(path);
   const SafetensorsFile content = read_safetensors(file.bytes(), path);
-  TrainState state;
+  RunState state;
   state.texts = content.metadata;
   for (const Array& array : content.arrays) {
-    const bool known =
-        array.dtype == DType::kF32 || array.dtype == DType::kI64 || array.dtype == DType::kBool;
-    if (!known || array.shape.size() != 1)
-      throw bad_data("'{}' is no training checkpoint: '{}' is no flat array of floats", path, array.name);
+    constexpr std::array kKnown = {DType::kF32, DType::kI64, DType::kBool, DType::kU8, DType::kF16};
+    if (std::find(kKnown.begin(), kKnown.end(), array.dtype) == kKnown.end() || array.shape.size() != 1)
+      throw bad_data("'{}' is no checkpoint of a run: '{}' is no flat array", path, array.name);
     state.tensors[array.name] = rows_of(array, 0, array.shape[0]).clone();
   }
   state.texts.erase("format");  // the writer's own
   const auto hash = state.texts.find(kHash);
   if (hash == state.texts.end())
-    throw bad_data("'{}' is no training checkpoint, or one of an older version: it has no hash", path);
+    throw bad_data("'{}' is no checkpoint of a run, or one of an older version: it has no hash", path);
   if (hash->second != hash_of(state)) {
     throw bad_data(
         "checkpoint '{}' is damaged: its hash is not that of its content; start anew with --force and "
@@ -82,30 +83,6 @@ TrainState read_state(const std::string& path) {
         path);
   }
   return state;
-}
-
-std::string to_text(const std::vector<EpochRecord>& epochs) {
-  std::string text;
-  for (const EpochRecord& epoch : epochs) {
-    text += fmt::format("{} {:.17g} {:.17g} {} {:.17g}\n", epoch.epoch, epoch.loss, epoch.rate,
-                        epoch.score ? fmt::format("{:.17g}", *epoch.score) : "-", epoch.seconds);
-  }
-  return text;
-}
-
-std::vector<EpochRecord> epochs_of(const std::string& text) {
-  std::vector<EpochRecord> epochs;
-  std::istringstream lines(text);
-  EpochRecord epoch;
-  std::string score;
-  std::string loss;
-  while (lines >> epoch.epoch >> loss >> epoch.rate >> score >> epoch.seconds) {
-    epoch.loss = std::strtod(loss.c_str(), nullptr);  // "nan" too
-    epoch.score.reset();
-    if (score != "-") epoch.score = std::strtod(score.c_str(), nullptr);
-    epochs.push_back(epoch);
-  }
-  return epochs;
 }
 
 }  // namespace mcompress

@@ -1,0 +1,176 @@
+#include "mcompress/methods/decoder_gptq.h"
+
+#include <filesystem>
+#include <optional>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include "mcompress/base/clock.h"
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/methods/hessian.h"
+#include "mcompress/model/decoder.h"
+#include "rounded_block.h"
+
+namespace mcompress {
+
+namespace {
+
+using Stage = std::vector<DecoderLayer>;
+
+class DecoderRun {
+ public:
+  DecoderRun(const Decoder& model, const DecoderGptqPlan& plan, const CheckpointOptions& checkpoint)
+      : model_(model),
+        plan_(plan),
+        checkpoint_(checkpoint),
+        progress_("gptq", static_cast<int64_t>(plan.layers.size())) {}
+
+  int64_t run(const at::Tensor& ids) {
+    const at::NoGradGuard guard;
+    const int64_t blocks = model_.config().blocks;
+    int64_t kept = 0, block = 0;
+    try {
+      embed(ids);
+      for (; block < blocks; ++block) {
+        if (resume(block)) {
+          ++kept;
+        } else {
+          const std::vector<RoundedLayer> layers = plan_.true_sequential ? by_stages(block) : at_once(block);
+          write_rounded_block(checkpoint_.path, block, checkpoint_.fingerprint, layers);
+        }
+      }
+      if (plan_.layers.contains(model_.config().names.head) && !resume(blocks))
+        write_rounded_block(checkpoint_.path, blocks, checkpoint_.fingerprint, round_head());
+    } catch (const Interrupted& stop) {
+      if (block == 0) throw;
+      accept_interrupt();
+      throw error(
+          Exit::kResumable,
+          "stopped by signal {} after block {} of {}; the same command with --resume goes on from '{}'",
+          stop.signal, block, blocks, checkpoint_.path);
+    }
+    return kept;
+  }
+
+ private:
+  // Some windows at a time, since an embedding may be wider than the states.
+  void embed(const at::Tensor& ids) {
+    constexpr int64_t kWindows = 4;
+    for (int64_t begin = 0; begin < ids.size(0); begin += kWindows) {
+      const at::Tensor part = model_.embed(ids.slice(0, begin, std::min(begin + kWindows, ids.size(0))));
+      if (begin == 0) hidden_ = at::empty({ids.size(0), ids.size(1), part.size(2)}, part.options());
+      hidden_.slice(0, begin, begin + part.size(0)).copy_(part);
+    }
+  }
+
+  // Runs a block as an earlier run left it; false where that has not done it.
+  bool resume(int64_t block) {
+    if (!checkpoint_.resume) return false;
+    const auto layers = resumed_block(checkpoint_, block);
+    if (!layers) return false;
+    progress_.step(static_cast<int64_t>(layers->size()));
+    if (block == model_.config().blocks) return true;
+    DecoderBlock opened = model_.open_block(block, hidden_);
+    for (const RoundedLayer& layer : *layers) set_rounded(opened, layer);
+    opened.run();
+    return true;
+  }
+
+  std::vector<RoundedLayer> by_stages(int64_t block) {
+    std::vector<RoundedLayer> result;
+    DecoderBlock opened = model_.open_block(block, hidden_);
+    const std::vector<Stage> stages = stages_of(model_.config(), block);
+    for (size_t i = 0; i < stages.size(); ++i) {
+      const at::Tensor hessian = run_stage(opened, i, stages[i]);
+      for (RoundedLayer& layer : round_stage(stages[i], hessian)) {
+        set_rounded(opened, layer);
+        result.push_back(std::move(layer));
+      }
+    }
+    opened.finish();
+    return result;
+  }
+
+  std::vector<RoundedLayer> at_once(int64_t block) {
+    std::vector<RoundedLayer> result;
+    {
+      DecoderBlock exact = model_.open_block(block, hidden_.clone());
+      const std::vector<Stage> stages = stages_of(model_.config(), block);
+      for (size_t i = 0; i < stages.size(); ++i) {
+        const at::Tensor hessian = run_stage(exact, i, stages[i]);
+        for (RoundedLayer& layer : round_stage(stages[i], hessian)) result.push_back(std::move(layer));
+      }
+    }
+    DecoderBlock opened = model_.open_block(block, hidden_);
+    for (const RoundedLayer& layer : result) set_rounded(opened, layer);
+    opened.run();
+    return result;
+  }
+
+  std::vector<RoundedLayer> round_head() {
+    const DecoderConfig& config = model_.config();
+    HessianSum sum(config.width);
+    for (int64_t i = 0; i < hidden_.size(0); ++i) {
+      check_interrupt();
+      sum.add(model_.head_inputs(hidden_[i]));
+    }
+    return round_stage({{config.names.head, config.vocabulary, config.width, false}}, sum.mean());
+  }
+
+  // The Hessian of the stage; undefined where none of its layers are rounded.
+  at::Tensor run_stage(DecoderBlock& block, size_t index, const Stage& stage) const {
+    bool wanted = false;
+    for (const DecoderLayer& layer : stage) wanted = wanted || plan_.layers.contains(layer.name);
+    HessianSum sum(wanted ? stage[0].inputs : 0);
+    block.run_stage(index, [&](const at::Tensor& inputs) {
+      if (wanted) sum.add(inputs);
+    });
+    return wanted ? sum.mean() : at::Tensor();
+  }
+
+  std::vector<RoundedLayer> round_stage(const Stage& stage, const at::Tensor& hessian) {
+    std::vector<RoundedLayer> result;
+    std::optional<GptqFactor> factor;  // one for all, since they have the same inputs
+    for (const DecoderLayer& layer : stage) {
+      const auto grid = plan_.layers.find(layer.name);
+      if (grid == plan_.layers.end()) continue;
+      check_interrupt();
+      try {
+        const auto start = Clock::now();
+        if (!factor) factor = factor_hessian(hessian, plan_.options);
+        GptqOptions options = plan_.options;
+        options.grid = grid->second;
+        result.push_back(round_layer(layer.name, model_.layer_weight(layer.name), *factor, options));
+        result.back().seconds = seconds_since(start);
+      } catch (const Error& failure) {
+        throw error(failure.code(), "layer '{}': {}", layer.name, failure.what());
+      }
+      progress_.step();
+      progress_.line(line_of(result.back(), progress_.seconds_left()));
+    }
+    return result;
+  }
+
+  static void set_rounded(DecoderBlock& block, const RoundedLayer& layer) {
+    block.set_weight(layer.name, dequantize_rows(layer.weight, 0, layer.weight.codes.size(0)));
+  }
+
+  const Decoder& model_;
+  const DecoderGptqPlan& plan_;
+  const CheckpointOptions& checkpoint_;
+  Progress progress_;
+  at::Tensor hidden_;  // [windows, length, width] behind the last block that was run
+};
+
+}  // namespace
+
+int64_t gptq_decoder(const Decoder& model, const at::Tensor& ids, const DecoderGptqPlan& plan,
+                     const CheckpointOptions& checkpoint) {
+  std::filesystem::create_directories(checkpoint.path);
+  return DecoderRun(model, plan, checkpoint).run(ids);
+}
+
+}  // namespace mcompress

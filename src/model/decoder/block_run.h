@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+
+#include "mcompress/model/decoder.h"
+#include "source.h"
+#include "stages.h"
+
+namespace mcompress {
+
+constexpr int64_t kTokens = 2048;  // that are run together
+
+// Sets the layers that one tensor holds, packed in the computing type.
+void set_layer(const StoredLayer& layer, const at::Tensor& weight, at::ScalarType compute,
+               BlockWeights& block);
+
+struct DecoderBlock::Impl {
+  std::string path;
+  const DecoderConfig& config;
+  const WeightSource& source;
+  int64_t block;
+  BlockWeights weights;
+  Rotation rotation;
+  at::Tensor hidden;  // [n, length, width]
+  int64_t first_window;
+  at::Tensor between = {};  // of the attention or the feed-forward, [n, length, inputs of the next stage]
+
+  BlockPass pass() const { return {config, block, weights, rotation}; }
+};
+
+}  // namespace mcompress

@@ -1,0 +1,136 @@
+#include <ATen/ATen.h>
+
+#include "gptq.h"
+#include "mcompress/base/output.h"
+#include "mcompress/methods/program_gptq.h"
+#include "mcompress/model/open_program.h"
+#include "mcompress/model/program.h"
+#include "models.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+// Options of checkpoints of text.
+void check_options(const GptqCommand& options) {
+  const GptqCommand plain;
+  const std::map<std::string, bool> used = {{"--seqlen", options.seqlen != plain.seqlen},
+                                            {"--calib-layout", options.calib_layout != plain.calib_layout},
+                                            {"--calib-compute", options.calib_compute != plain.calib_compute},
+                                            {"--format", options.format != plain.format},
+                                            {"--max-shard-size", options.shard_bytes != plain.shard_bytes},
+                                            {"--lm-head", options.head},
+                                            {"--resume", options.resume}};
+  for (const auto& [name, given] : used) {
+    if (given)
+      throw error(Exit::kUsage,
+                  "{} is for language models, folders with a config.json, and '{}' is TorchScript", name,
+                  options.model);
+  }
+}
+
+std::string obstacle_of(const Layer& layer) {
+  if (layer.kind == LayerKind::kEmbedding) return "an embedding, whose inputs are no numbers to make up for";
+  if (layer.kind == LayerKind::kConv1d) return "a convolution over one dimension";
+  const std::string obstacle = obstacle_to_open(layer);
+  if (!obstacle.empty()) return obstacle;
+  if (layer.convolution && layer.convolution->groups != 1) return "a convolution in groups";
+  return layer.weight.numel() == 0 ? "its weight is empty" : "";
+}
+
+std::vector<GroupedLayer> grouped_layers(const std::vector<Layer>& layers) {
+  std::vector<GroupedLayer> result;
+  for (const Layer& layer : layers) {
+    const int64_t rows = std::max<int64_t>(1, layer.weight.size(0));
+    result.push_back({layer.name, rows, layer.weight.numel() / rows});
+  }
+  return result;
+}
+
+std::vector<Decision> plan_program(const std::vector<Layer>& layers, const GptqCommand& options) {
+  std::vector<Decision> plan;
+  for (const Layer& layer : layers)
+    plan.push_back(
+        {layer.name, layer.kind, obstacle_of(layer), identity_of(layer.weight), layer.weight.nbytes()});
+  decide_all(plan, options, [](LayerKind) { return std::string(); });
+  return plan;
+}
+
+void add_records(const std::vector<Decision>& plan, const std::map<std::string, GroupGrid>& grids,
+                 const std::map<std::string, RoundedLayer>& rounded, Report& report) {
+  for (const Decision& decision : plan) {
+    const auto found = rounded.find(decision.name);
+    if (found == rounded.end()) {
+      report.layers.push_back(record_of(decision, "keep", decision.bytes_before));
+      continue;
+    }
+    const RoundedLayer& layer = found->second;
+    const GroupGrid& grid = grids.at(decision.name);
+    const uint64_t bytes = stored_bytes(layer.weight);
+    LayerRecord record = record_of(decision, fmt::format("int{}", grid.bits), bytes);
+    record.parameters = layer.weight.codes.numel();
+    record.sqnr_db = layer.sqnr_db;
+    record.max_error = layer.max_error;
+    record.rounding = rounding_of(layer, grid.group_size);
+    report.calibration->weights += *record.parameters;
+    report.calibration->bytes += bytes;
+    report.layers.push_back(std::move(record));
+  }
+}
+
+}  // namespace
+
+void gptq_program(const GptqCommand& options, const RunOptions& run, Report& report) {
+  check_options(options);
+  if (!options.output.empty()) check_output(options.output, OutputKind::kFile, run.force, run.inputs);
+  const std::optional<Dataset> data = read_eval_data(options, report);
+  const std::optional<Dataset> calibration =
+      read_calibration(options.calib_data, options.nsamples, options, report);
+  BackgroundHash hash(options.model);
+  const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
+  const std::vector<Layer> layers = list_layers(program);
+  std::vector<Decision> plan = plan_program(layers, options);
+  const auto grids = choose_grids(options, grouped_layers(layers), plan);
+  if (grids.empty()) throw bad_data("'{}' has no layer left to round", options.model);
+  evaluate_input(options, report);
+  const WeightCount count = count_program(program);
+  report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), count, hash);
+  report.calibration.emplace();
+  report.calibration->path = options.calib_data;
+  report.calibration->compute = "float32";
+  if (options.dry_run) {
+    for (const Decision& decision : plan) report.layers.push_back(record_of(decision, "gptq", 0));
+    return finish_dry_run(run, report);
+  }
+  report.calibration->samples = calibration->size();
+  if (calibration->size() < options.nsamples)
+    report.warnings.push_back(fmt::format("'{}' has {} samples, and --nsamples asks for {}",
+                                          options.calib_data, calibration->size(), options.nsamples));
+  const ProgramGptqPlan method = {method_options(options), grids, options.true_sequential};
+  std::map<std::string, RoundedLayer> rounded;
+  std::map<std::string, CompressedWeight> weights;
+  timed(report, "gptq", [&] {
+    for (RoundedLayer& layer :
+         gptq_program(program, layers, method, calibration->batch(0, calibration->size()))) {
+      weights.emplace(layer.name, layer.weight);
+      rounded[layer.name] = std::move(layer);
+    }
+  });
+  for (Decision& decision : plan) {
+    if (decision.reason.empty() && !rounded.contains(decision.name))
+      decision.reason = "the calibration data does not reach it";
+  }
+  if (rounded.empty()) throw bad_data("the calibration data reaches no layer of '{}'", options.model);
+  add_records(plan, grids, rounded, report);
+  const auto replaced = replace_layers(program, layers, weights, Runtime::kPortable);
+  const std::string serialized = timed(report, "serialize", [&] { return serialize_program(replaced); });
+  report.predicted_bytes = count_program_bytes(serialized);
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
+  const auto reopened = write_reopened(options, run, serialized, report);
+  report.output =
+      describe_artifact(options.output, name_of(ModelFormat::kTorchScript), {count.parameters, {}});
+  if (data) evaluate_programs(program, reopened, *data, options, report);
+  conclude(options, report);
+}
+
+}  // namespace mcompress::cli
