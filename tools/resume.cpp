@@ -83,7 +83,9 @@ CheckpointOptions open_checkpoint(const std::string& output, OutputKind kind, bo
         "'{}' holds the state of a stopped run; go on from it with --resume, or start anew with --force",
         options.path);
   }
-  check_output(options.path, kind, true, run.inputs);
+  // A folder that is there is the run's own, whose files it replaces.
+  if (kind == OutputKind::kFile || !std::filesystem::exists(options.path))
+    check_output(options.path, kind, true, run.inputs);
   return options;
 }
 

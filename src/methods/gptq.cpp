@@ -36,6 +36,7 @@ void set_upper(double damping, GptqFactor& factor) {
     factor.upper =
         at::linalg_solve_triangular(turned, at::eye(turned.size(0), at::kDouble), true).contiguous();
     factor.damping = share;
+    factor.ridge = share * mean;
     if (factor.upper.isfinite().all().item<bool>()) return;
   }
   throw bad_data("the Hessian of {} channels has no Cholesky factor, however it is damped",
@@ -139,36 +140,28 @@ struct Solver {
   }
 };
 
-// Of rounding to nearest, in one product for all rows.
-double loss_of(const at::Tensor& difference, const at::Tensor& hessian) {
-  return (difference.matmul(hessian) * difference).sum().item<double>();
-}
-
-at::Tensor values_of(const IntGroup& weight) {
-  return dequantize_rows(weight, 0, weight.codes.size(0)).to(at::kDouble);
-}
-
 }  // namespace
 
 GptqFactor factor_hessian(const at::Tensor& hessian, const GptqOptions& options) {
   if (!hessian.isfinite().all().item<bool>()) throw bad_data("the Hessian has NaN or infinite values");
   GptqFactor factor;
-  factor.hessian = hessian.to(at::kDouble);
+  factor.hessian = hessian.to(at::kDouble, false, true);
   factor.dead = factor.hessian.diagonal() == 0;
   const at::Tensor weight = factor.hessian.diagonal().masked_fill(factor.dead, 1);
   factor.order = options.act_order ? weight.argsort(true, 0, true) : at::arange(hessian.size(0));
   set_upper(options.damping, factor);
+  factor.hessian.diagonal().add_(factor.ridge);
   return factor;
 }
 
 GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOptions& options) {
   if (!weight.isfinite().all().item<bool>()) throw bad_data("the weight has NaN or infinite values");
   const int64_t rows = weight.size(0), channels = weight.size(1);
-  const at::Tensor exact = weight.to(at::kDouble),
+  const at::Tensor exact = weight.to(at::kDouble), alive = exact.masked_fill(factor.dead, 0),
                    in_order = groups_in_order(channels, options.grid.group_size);
   const int64_t count = channels == 0 ? 0 : in_order.max().item<int64_t>() + 1;
   Solver solver{options,
-                exact.masked_fill(factor.dead, 0).index_select(1, factor.order).contiguous(),
+                alive.index_select(1, factor.order).contiguous(),
                 factor.upper,
                 factor.upper.diagonal().square().reciprocal(),
                 options.static_groups ? in_order.index_select(0, factor.order).contiguous() : in_order,
@@ -184,11 +177,18 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOp
   result.weight = {options.grid.bits, solver.weight.index_select(1, back).to(at::kByte),
                    solver.scales.scale.to(at::kHalf), solver.scales.zero.to(at::kByte),
                    solver.groups.index_select(0, back).contiguous()};
-  result.loss = descend(result.weight, exact, factor.hessian, options.sweeps);
+  // Loss is told without the damping, which is a means to lose less on other inputs.
+  const auto without_ridge = [&](double damped, const at::Tensor& lost) {
+    return damped - factor.ridge * lost.square().sum(at::kDouble).item<double>();
+  };
+  const double damped = descend(result.weight, alive, factor.hessian, options.sweeps);
+  result.loss = without_ridge(damped, dequantize_rows(result.weight, 0, rows).to(at::kDouble).sub_(alive));
   GroupGrid plain = options.grid;
   plain.search = false;
   const IntGroup rounded = round_to_groups(exact, plain);
-  result.rounded_loss = loss_of(values_of(rounded) - exact, factor.hessian);
+  const at::Tensor lost = dequantize_rows(rounded, 0, rows).sub_(exact);
+  result.rounded_loss = without_ridge(
+      (lost.matmul(factor.hessian.to(at::kFloat)) * lost).sum(at::kDouble).item<double>(), lost);
   if (result.rounded_loss < result.loss) {
     result.weight = rounded;
     result.loss = result.rounded_loss;

@@ -1,6 +1,7 @@
 #include "gptq_descent.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -25,7 +26,7 @@ double dot(const double* a, const double* b, int64_t count) {
   return sum;
 }
 
-// One group of one row.
+// One group of one row. Steps return by how much they change the loss.
 struct GroupOfRow {
   int64_t count;
   const double* hessian;  // [count, count], of its channels
@@ -34,96 +35,120 @@ struct GroupOfRow {
   double* step;           // what Q has gained, which is added to
   double scale;
   double lowest, highest;  // level
+
+  // The least of loss over the scale lies at scale + level . gradient / level H level.
+  double step_scale(std::vector<double>& product) {
+    std::fill(product.begin(), product.begin() + count, 0.0);
+    for (int64_t j = 0; j < count; ++j) {
+      if (level[j] != 0) add(level[j], hessian + j * count, count, product.data());
+    }
+    const double slope = dot(level, gradient, count), curvature = dot(level, product.data(), count);
+    if (!(curvature > 0)) return 0;
+    const double best = static_cast<c10::Half>(static_cast<float>(scale + slope / curvature));
+    const double change = best - scale, gain = change * (change * curvature - 2 * slope);
+    if (best == 0 || !std::isfinite(best) || gain >= 0) return 0;
+    scale = best;
+    add(-change, product.data(), count, gradient);
+    add(change, level, count, step);
+    return gain;
+  }
+
+  double step_codes() {
+    double gain = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      const double* row = hessian + j * count;
+      if (!(row[j] > 0)) continue;
+      const double best = std::clamp(rounded(level[j] + gradient[j] / row[j] / scale), lowest, highest);
+      const double change = scale * (best - level[j]);
+      if (change == 0) continue;
+      gain += change * (change * row[j] - 2 * gradient[j]);
+      level[j] = best;
+      step[j] += change;
+      add(-change, row, count, gradient);
+    }
+    return gain;
+  }
 };
 
-// The least of loss over the scale lies at scale + level . gradient / level H level.
-void step_scale(GroupOfRow& group, std::vector<double>& product) {
-  std::fill(product.begin(), product.begin() + group.count, 0.0);
-  for (int64_t j = 0; j < group.count; ++j) {
-    if (group.level[j] != 0)
-      add(group.level[j], group.hessian + j * group.count, group.count, product.data());
-  }
-  const double slope = dot(group.level, group.gradient, group.count),
-               curvature = dot(group.level, product.data(), group.count);
-  if (!(curvature > 0)) return;
-  const double wanted = group.scale + slope / curvature;
-  const double scale = static_cast<c10::Half>(static_cast<float>(wanted));
-  const double change = scale - group.scale;
-  if (scale == 0 || !std::isfinite(scale) || change * (change * curvature - 2 * slope) >= 0) return;
-  group.scale = scale;
-  add(-change, product.data(), group.count, group.gradient);
-  add(change, group.level, group.count, group.step);
-}
+// Channels of a group lie beside each other.
+struct Descent {
+  at::Tensor hessian;
+  at::Tensor scale, zero;  // float64 [rows, groups]
+  at::Tensor level;        // float64 [rows, channels]
+  at::Tensor gradient;     // of the loss with regard to -Q / 2: (W - Q) H
+  double largest;          // code
+  double loss;
 
-void step_codes(GroupOfRow& group) {
-  for (int64_t j = 0; j < group.count; ++j) {
-    const double* row = group.hessian + j * group.count;
-    if (!(row[j] > 0)) continue;
-    const double level = std::clamp(rounded(group.level[j] + group.gradient[j] / row[j] / group.scale),
-                                    group.lowest, group.highest);
-    const double change = group.scale * (level - group.level[j]);
-    if (change == 0) continue;
-    group.level[j] = level;
-    group.step[j] += change;
-    add(-change, row, group.count, group.gradient);
+  // All rows of channels [begin, end), which are one group. Gradients of the channels from `first` on follow.
+  void step(int64_t group, int64_t begin, int64_t end, int64_t first) {
+    const int64_t rows = level.size(0), channels = level.size(1), count = end - begin;
+    const at::Tensor inside = hessian.slice(0, begin, end).slice(1, begin, end).contiguous();
+    const at::Tensor across = hessian.slice(0, begin, end).slice(1, first);
+    constexpr int64_t kRows = 64;  // fixed, so that sums are made in the same order whatever runs them
+    const int64_t chunks = (rows + kRows - 1) / kRows;
+    std::vector<double> gains(static_cast<size_t>(chunks), 0.0);
+    at::parallel_for(0, chunks, 1, [&](int64_t from, int64_t to) {
+      std::vector<double> product(static_cast<size_t>(count)), near(static_cast<size_t>(count));
+      for (int64_t chunk = from; chunk < to; ++chunk) {
+        const int64_t top = chunk * kRows, bottom = std::min(top + kRows, rows);
+        const at::Tensor steps = at::zeros({bottom - top, count}, at::kDouble);
+        for (int64_t row = top; row < bottom; ++row) {
+          std::copy_n(gradient.const_data_ptr<double>() + row * channels + begin, count, near.data());
+          double& of_row = scale.data_ptr<double>()[row * scale.size(1) + group];
+          const double middle = zero.const_data_ptr<double>()[row * zero.size(1) + group];
+          GroupOfRow at_hand{count,
+                             inside.const_data_ptr<double>(),
+                             level.data_ptr<double>() + row * channels + begin,
+                             near.data(),
+                             steps.data_ptr<double>() + (row - top) * count,
+                             of_row,
+                             -middle,
+                             largest - middle};
+          double& gain = gains[static_cast<size_t>(chunk)];
+          gain += at_hand.step_scale(product);
+          gain += at_hand.step_codes();
+          of_row = at_hand.scale;
+        }
+        if (first < channels) gradient.slice(0, top, bottom).slice(1, first).addmm_(steps, across, 1, -1);
+      }
+    });
+    for (const double gain : gains) loss += gain;
   }
-}
+};
 
 }  // namespace
 
 double descend(IntGroup& weight, const at::Tensor& exact, const at::Tensor& hessian, int sweeps) {
-  const int64_t rows = exact.size(0), channels = exact.size(1);
-  // Channels of a group beside each other.
-  const at::Tensor order = weight.groups.argsort(true, 0, false);
-  const at::Tensor groups = weight.groups.index_select(0, order);
+  const int64_t channels = exact.size(1);
+  const at::Tensor order = weight.groups.argsort(true, 0, false),
+                   groups = weight.groups.index_select(0, order);
   const bool in_order = order.equal(at::arange(channels));
-  const at::Tensor curvature = in_order ? hessian : hessian.index_select(0, order).index_select(1, order);
-  at::Tensor scale = weight.scale.to(at::kDouble);
-  const at::Tensor zero = weight.zero.to(at::kDouble);
-  at::Tensor level = weight.codes.to(at::kDouble).index_select(1, order) - zero.index_select(1, groups);
-  at::Tensor error = exact.index_select(1, order) - level * scale.index_select(1, groups);
-  at::Tensor gradient = error.matmul(curvature);
-  const double largest = (1 << weight.bits) - 1;
+  Descent descent;
+  descent.hessian = in_order ? hessian : hessian.index_select(0, order).index_select(1, order);
+  descent.scale = weight.scale.to(at::kDouble);
+  descent.zero = weight.zero.to(at::kDouble);
+  const at::Tensor zero = descent.zero.index_select(1, groups);
+  descent.level = weight.codes.to(at::kDouble).index_select(1, order) - zero;
+  descent.largest = (1 << weight.bits) - 1;
+  {
+    const at::Tensor error =
+        exact.index_select(1, order) - descent.level * descent.scale.index_select(1, groups);
+    descent.gradient = error.matmul(descent.hessian);
+    descent.loss = (error * descent.gradient).sum().item<double>();
+  }
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     for (int64_t begin = 0; begin < channels;) {
       check_interrupt();
       const auto group = groups[begin].item<int64_t>();
-      const int64_t count = (groups == group).sum().item<int64_t>(), end = begin + count;
-      const at::Tensor inside = curvature.slice(0, begin, end).slice(1, begin, end).contiguous();
-      const at::Tensor across = curvature.slice(0, begin, end);
-      constexpr int64_t kRows = 64;  // fixed, so that sums are made in the same order whatever runs them
-      at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
-        std::vector<double> product(static_cast<size_t>(count)), near(static_cast<size_t>(count));
-        for (int64_t chunk = first; chunk < last; ++chunk) {
-          const int64_t top = chunk * kRows, bottom = std::min(top + kRows, rows);
-          at::Tensor steps = at::zeros({bottom - top, count}, at::kDouble);
-          for (int64_t row = top; row < bottom; ++row) {
-            const double* from = gradient.const_data_ptr<double>() + row * channels + begin;
-            std::copy_n(from, count, near.data());
-            double& of_row = scale.data_ptr<double>()[row * scale.size(1) + group];
-            const double middle = zero.const_data_ptr<double>()[row * zero.size(1) + group];
-            GroupOfRow at_hand{count,
-                               inside.const_data_ptr<double>(),
-                               level.data_ptr<double>() + row * channels + begin,
-                               near.data(),
-                               steps.data_ptr<double>() + (row - top) * count,
-                               of_row,
-                               -middle,
-                               largest - middle};
-            step_scale(at_hand, product);
-            step_codes(at_hand);
-            of_row = at_hand.scale;
-          }
-          gradient.slice(0, top, bottom).addmm_(steps, across, 1, -1);
-          error.slice(0, top, bottom).slice(1, begin, end).sub_(steps);
-        }
-      });
+      const int64_t end = begin + (groups == group).sum().item<int64_t>();
+      // Nothing looks at channels that the last sweep has passed.
+      descent.step(group, begin, end, sweep + 1 < sweeps ? 0 : end);
       begin = end;
     }
   }
-  weight.scale = scale.to(at::kHalf);
-  weight.codes = (level + zero.index_select(1, groups)).index_select(1, order.argsort()).to(at::kByte);
-  return (error * gradient).sum().item<double>();
+  weight.scale = descent.scale.to(at::kHalf);
+  weight.codes = (descent.level + zero).index_select(1, order.argsort()).to(at::kByte);
+  return descent.loss;
 }
 
 }  // namespace mcompress

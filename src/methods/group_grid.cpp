@@ -39,44 +39,44 @@ Range range_of(const double* weights, int64_t count, bool symmetric) {
   return range;
 }
 
-// Scales and zero points to choose from.
-constexpr size_t kMostTried = 108;
+// Scales and zero points to choose from, in float32, which tells them apart.
+constexpr size_t kMostTried = 64;
 struct Candidates {
-  std::array<double, kMostTried> scale{}, zero{}, error{};
+  std::array<float, kMostTried> scale{}, zero{}, error{};
   size_t count = 0;
 
   // A scale that no float16 can hold becomes infinite, one that is too small for it the smallest.
   void add(double exact, double zero_point) {
-    constexpr double kLeast = 0x1p-24;  // of float16 above 0
-    const double held = static_cast<c10::Half>(static_cast<float>(exact));
+    constexpr float kLeast = 0x1p-24F;  // of float16 above 0
+    const float held = static_cast<c10::Half>(static_cast<float>(exact));
     scale[count] = held == 0 ? kLeast : held;
-    zero[count++] = zero_point;
+    zero[count++] = static_cast<float>(zero_point);
   }
 };
 
 // Adds to the error of each candidate the weighted squared error of rounding with it. One weight after the
 // other and all candidates at once, which the compiler turns into wide registers.
-MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, int64_t count, double largest,
+MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, int64_t count, float largest,
                                Candidates& tried) {
   for (int64_t i = 0; i < count; ++i) {
-    const double weight = weights[i], cost = importance[i];
+    const auto weight = static_cast<float>(weights[i]), cost = static_cast<float>(importance[i]);
     for (size_t c = 0; c < tried.count; ++c) {
-      const double code = std::min(std::max(rounded(weight / tried.scale[c]) + tried.zero[c], 0.0), largest);
-      const double off = tried.scale[c] * (code - tried.zero[c]) - weight;
+      const float code = std::min(std::max(rounded(weight / tried.scale[c]) + tried.zero[c], 0.0F), largest);
+      const float off = tried.scale[c] * (code - tried.zero[c]) - weight;
       tried.error[c] += off * off * cost;
     }
   }
 }
 
-// Ranges narrowed by a hundredth after the other, each with the zero point of its low end and those beside
+// Ranges narrowed by two hundredths each, each with the zero point of its low end and those beside
 // it.
 void add_asymmetric(const Range& range, const GroupGrid& grid, double largest, Candidates& tried) {
   const int steps = grid.search ? 18 : 1;
   for (int i = 0; i < steps; ++i) {
     const double part = 1 - 0.02 * i, exact = (range.high - range.low) * part / largest;
     tried.add(exact, 0);
-    const double zero = rounded(-range.low * part / tried.scale[tried.count - 1]);
-    tried.zero[tried.count - 1] = std::min(largest, zero);
+    const double zero = std::min(largest, rounded(-range.low * part / tried.scale[tried.count - 1]));
+    tried.zero[tried.count - 1] = static_cast<float>(zero);
     if (!grid.search) continue;
     tried.add(exact, std::max(0.0, zero - 1));
     tried.add(exact, std::min(largest, zero + 1));
@@ -108,7 +108,7 @@ void choose_scale(const double* weights, const double* importance, int64_t count
   } else {
     grid.symmetric ? add_symmetric(range, grid, largest, tried) : add_asymmetric(range, grid, largest, tried);
   }
-  if (tried.count > 1) add_errors(weights, importance, count, largest, tried);
+  if (tried.count > 1) add_errors(weights, importance, count, static_cast<float>(largest), tried);
   // Of equal ones the first.
   const auto* best = std::min_element(tried.error.begin(), tried.error.begin() + tried.count);
   scale = tried.scale[static_cast<size_t>(best - tried.error.begin())];
@@ -119,8 +119,9 @@ void choose_scale(const double* weights, const double* importance, int64_t count
 
 GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
   const at::Tensor values = weight.contiguous();
+  // Only their ratios matter, and the largest must fit float32.
   const at::Tensor costs =
-      importance.defined() ? importance.contiguous() : at::ones({weight.size(1)}, at::kDouble);
+      importance.defined() ? importance / importance.max() : at::ones({weight.size(1)}, at::kDouble);
   const int64_t rows = values.size(0), count = values.size(1);
   GroupScale result = {at::empty({rows}, at::kDouble), at::empty({rows}, at::kDouble)};
   constexpr int64_t kGrain = 16;

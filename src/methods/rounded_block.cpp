@@ -95,6 +95,18 @@ std::optional<std::vector<RoundedLayer>> resumed_block(const CheckpointOptions& 
   return layers_of(state);
 }
 
+void remove_rounded_blocks(const std::string& folder) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(folder)) return;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("block-") || name.starts_with(".block-")) files.push_back(entry.path());
+  }
+  for (const fs::path& file : files) fs::remove(file);
+  if (fs::is_empty(folder)) fs::remove(folder);
+}
+
 std::vector<RoundedLayer> read_rounded_block(const std::string& folder, int64_t block) {
   return layers_of(read_state(file_of(folder, block)));
 }

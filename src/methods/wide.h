@@ -17,4 +17,10 @@ inline double rounded(double x) {
   return (x + kShift) - kShift;
 }
 
+// The same of numbers below 2^22.
+inline float rounded(float x) {
+  constexpr float kShift = 0x1.8p23F;
+  return (x + kShift) - kShift;
+}
+
 }  // namespace mcompress

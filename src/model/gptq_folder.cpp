@@ -106,6 +106,7 @@ ordered_json quantization_config(const GptqFolder& options) {
                        {"meta", {{"quantizer", ordered_json::array({"mcompress:" + options.version})}}}};
   const ordered_json dynamic = overrides(options);
   if (!dynamic.empty()) json["dynamic"] = dynamic;
+  if (!options.parts.empty()) json["modules_in_block_to_quantize"] = options.parts;
   return json;
 }
 

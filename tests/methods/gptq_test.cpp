@@ -138,7 +138,7 @@ TEST(Gptq, DescentEndsWhereNoCodeIsBetterAlone) {
   const at::Tensor weight = normal({6, 48}, 13), hessian = hessian_of(48, 14);
   for (const bool act_order : {false, true}) {
     for (const bool static_groups : {false, true}) {
-      GptqOptions options = {{3, 16, false, true}, act_order, static_groups, 0, 0.01};
+      GptqOptions options = {{3, 16, false, true}, act_order, static_groups, 0, 0};
       double before = gptq(weight, hessian, options).loss;
       for (const int sweeps : {1, 2, 50}) {
         options.sweeps = sweeps;

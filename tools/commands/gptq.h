@@ -13,7 +13,7 @@ namespace mcompress::cli {
 
 // The settings of one `mcompress gptq`.
 struct GptqCommand : CompressOptions {
-  int64_t bits = 4, group_size = 128, sweeps = 2;
+  int64_t bits = 4, group_size = 128, sweeps = 4;
   std::string group_size_fallback = "error";
   bool symmetric = true, act_order = true, static_groups = true, true_sequential = true, search = true;
   bool head = false, resume = false;

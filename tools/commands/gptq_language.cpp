@@ -75,6 +75,28 @@ GptqLayer gptq_layer(const GroupedLayer& layer, const GroupGrid& grid) {
           grid.bits,  grid.group_size};
 }
 
+// The layers of a block that are rounded, by stage, where some are left alone and the same ones in every
+// block.
+std::vector<std::vector<std::string>> uniform_parts(const LanguagePlan& plan, const DecoderConfig& config) {
+  std::vector<std::vector<std::string>> parts;
+  bool some_left = false;
+  for (int64_t block = 0; block < config.blocks; ++block) {
+    std::vector<std::vector<std::string>> here;
+    for (const auto& stage : stages_of(config, block)) {
+      here.emplace_back();
+      for (const DecoderLayer& layer : stage) {
+        const bool rounded = plan.grids.contains(layer.name);
+        some_left = some_left || !rounded;
+        if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
+      }
+      if (here.back().empty()) here.pop_back();
+    }
+    if (block > 0 && here != parts) return {};
+    parts = std::move(here);
+  }
+  return some_left ? parts : std::vector<std::vector<std::string>>();
+}
+
 GptqFolder folder_of(const LanguagePlan& plan, const DecoderConfig& config, const GptqCommand& options) {
   GptqFolder folder;
   std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
@@ -87,6 +109,7 @@ GptqFolder folder_of(const LanguagePlan& plan, const DecoderConfig& config, cons
     folder.layers.push_back(gptq_layer(layer, grid->second));
     ++uses[{grid->second.bits, grid->second.group_size}];
   }
+  folder.parts = uniform_parts(plan, config);
   // What most layers have is the configuration's own.
   const auto most = std::max_element(uses.begin(), uses.end(),
                                      [](const auto& a, const auto& b) { return a.second < b.second; });
@@ -102,6 +125,11 @@ GptqFolder folder_of(const LanguagePlan& plan, const DecoderConfig& config, cons
   folder.shard_bytes = options.shard_bytes;
   folder.version = kVersion;
   return folder;
+}
+
+// Of the file; random tokens are told by the seed, which is a setting.
+std::string hash_of_text(const std::string& path) {
+  return std::filesystem::exists(path) ? hash_of_data(path) : path;
 }
 
 // Windows of --calib-data.
@@ -251,13 +279,18 @@ void add_records(const LanguagePlan& plan, const GptqCommand& options, const Dec
   }
 }
 
-void warn_of_readers(const LanguagePlan& plan, const GptqCommand& options, Report& report) {
+void warn_of_readers(const LanguagePlan& plan, const GptqFolder& folder, const GptqCommand& options,
+                     Report& report) {
   if (options.format != "gptq") return;
   if (!options.symmetric)
     report.warnings.emplace_back(
         "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
         "newer "
         "vLLM do not; --sym is read by all");
+  if (folder.parts.empty() && !folder.kept.empty())
+    report.warnings.emplace_back(
+        "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
+        "not");
   bool tail = false;
   for (const GroupedLayer& layer : plan.layers) {
     const auto grid = plan.grids.find(layer.name);
@@ -294,7 +327,7 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
   }
   const auto text = open_text(options, ModelFormat::kHuggingFace, run, report);
   evaluate_input(options, report);
-  warn_of_readers(plan, options, report);
+  warn_of_readers(plan, folder_of(plan, config, options), options, report);
   report.predicted_bytes =
       options.format == "gptq"
           ? predict_gptq_folder_bytes(checkpoint, options.model, folder_of(plan, config, options))
@@ -313,15 +346,15 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
                *report.predicted_bytes + state_bytes);
   const CheckpointOptions state =
       open_checkpoint(options.output, OutputKind::kFolder, options.resume,
-                      {hash.get(), hash_of_data(options.calib_data)}, run, report);
+                      {hash.get(), hash_of_text(options.calib_data)}, run, report);
   warn_of_fresh_start(state, report);
-  if (!options.resume) std::filesystem::remove_all(state.path);
+  if (!options.resume) remove_rounded_blocks(state.path);
   const DecoderGptqPlan method = {method_options(options), plan.grids, options.true_sequential};
   report.calibration->blocks_kept =
       timed(report, "gptq", [&] { return gptq_decoder(model, ids, method, state); });
   write_output(options, run, checkpoint, plan, config, state.path, report);
   add_records(plan, options, config, state.path, report);
-  std::filesystem::remove_all(state.path);
+  remove_rounded_blocks(state.path);
   report.output = describe_artifact(options.output,
                                     options.format == "gptq" ? "gptq" : name_of(ModelFormat::kHuggingFace),
                                     {report.input->parameters, {}});

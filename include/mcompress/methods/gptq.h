@@ -14,18 +14,19 @@ struct GptqOptions {
   bool act_order = true;  // channels in the order of the Hessian's diagonal, the largest first
   bool static_groups =
       true;               // scales are those of the weight as it came, so that groups are channels in order
-  int sweeps = 2;         // of coordinate descent over scales and codes, once all channels are rounded
+  int sweeps = 4;         // of coordinate descent over scales and codes, once all channels are rounded
   double damping = 0.01;  // is added to the Hessian's diagonal, as a share of its mean
 };
 
 // A Hessian made ready for all layers that share their inputs; float64, channels in the order of work.
 struct GptqFactor {
-  at::Tensor hessian;  // as it was given, in its own order
+  at::Tensor hessian;  // with the damping on its diagonal, in its own order
   at::Tensor order;    // int64 [channels]: channel 3 of the work is channel order[3] of the weight
   at::Tensor
       upper;  // U with H^-1 = U^T U, whose row j tells how the channels after j make up for an error of j
   at::Tensor dead;     // bool [channels]: of no input, in its own order
-  double damping = 0;  // that was needed for a factor
+  double damping = 0;  // that was needed for a factor, as a share of the mean
+  double ridge = 0;    // the same as it was added
 };
 
 // `hessian`: [channels, channels], the sum of x x^T over inputs x, in any scale. Of the options it follows

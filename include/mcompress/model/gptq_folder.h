@@ -23,6 +23,9 @@ struct GptqLayer {
 struct GptqFolder {
   std::vector<GptqLayer> layers;
   std::vector<std::string> kept;  // linear layers of blocks that stay as they are
+  // Where the same are kept in every block: the others without the block's name, by stage, as transformers
+  // asks.
+  std::vector<std::vector<std::string>> parts;
   int bits = 4;  // of most layers; others are overrides, which GPTQModel, vLLM and SGLang know
   int64_t group_size = -1;
   bool symmetric = true, act_order = false, static_groups = false, true_sequential = true, head = false;
