@@ -76,6 +76,10 @@ CheckpointOptions open_checkpoint(const std::string& output, OutputKind kind, bo
   if (!run.report.empty() && is_inside(run.report, options.path))
     throw error(Exit::kCannotCreate, "report '{}' is the checkpoint of the run; choose another name",
                 run.report);
+  if (kind == OutputKind::kFolder && std::filesystem::exists(options.path) &&
+      !std::filesystem::is_directory(options.path))
+    throw error(Exit::kCannotCreate, "'{}' is a file, where the state of the run would be kept; move it away",
+                options.path);
   if (options.resume && std::filesystem::exists(options.path)) return options;
   if (std::filesystem::exists(options.path) && !run.force) {
     throw error(

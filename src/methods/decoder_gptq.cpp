@@ -1,6 +1,5 @@
 #include "mcompress/methods/decoder_gptq.h"
 
-#include <filesystem>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -169,7 +168,6 @@ class DecoderRun {
 
 int64_t gptq_decoder(const Decoder& model, const at::Tensor& ids, const DecoderGptqPlan& plan,
                      const CheckpointOptions& checkpoint) {
-  std::filesystem::create_directories(checkpoint.path);
   return DecoderRun(model, plan, checkpoint).run(ids);
 }
 

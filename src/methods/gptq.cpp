@@ -185,8 +185,8 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOp
   result.loss = without_ridge(damped, dequantize_rows(result.weight, 0, rows).to(at::kDouble).sub_(alive));
   GroupGrid plain = options.grid;
   plain.search = false;
-  const IntGroup rounded = round_to_groups(exact, plain);
-  const at::Tensor lost = dequantize_rows(rounded, 0, rows).sub_(exact);
+  const IntGroup rounded = round_to_groups(alive, plain);
+  const at::Tensor lost = dequantize_rows(rounded, 0, rows).sub_(alive);
   result.rounded_loss = without_ridge(
       (lost.matmul(factor.hessian.to(at::kFloat)) * lost).sum(at::kDouble).item<double>(), lost);
   if (result.rounded_loss < result.loss) {

@@ -29,8 +29,8 @@ json record_of(const RoundedLayer& layer) {
   return {{"name", layer.name},
           {"bits", layer.weight.bits},
           {"rows", layer.weight.codes.size(0)},
-          {"loss", layer.loss},
-          {"rounded_loss", layer.rounded_loss},
+          {"loss", number(layer.loss)},
+          {"rounded_loss", number(layer.rounded_loss)},
           {"damping", layer.damping},
           {"sqnr_db", number(layer.sqnr_db)},
           {"max_error", layer.max_error},
@@ -47,8 +47,8 @@ RoundedLayer layer_of(const json& record, const RunState& state) {
   const auto tensor = [&](const char* part) { return state.tensors.at(layer.name + part); };
   layer.weight = {record.at("bits"), tensor(".codes").view({rows, -1}), tensor(".scale").view({rows, -1}),
                   tensor(".zero").view({rows, -1}), tensor(".groups")};
-  layer.loss = record.at("loss");
-  layer.rounded_loss = record.at("rounded_loss");
+  layer.loss = number(record.at("loss"));
+  layer.rounded_loss = number(record.at("rounded_loss"));
   layer.damping = record.at("damping");
   layer.sqnr_db = number(record.at("sqnr_db"));
   layer.max_error = record.at("max_error");
@@ -78,6 +78,7 @@ void write_rounded_block(const std::string& folder, int64_t block, const std::st
     records.push_back(record_of(layer));
   }
   state.texts = {{"fingerprint", fingerprint}, {"layers", records.dump()}};
+  std::filesystem::create_directories(folder);
   write_state(state, file_of(folder, block));
 }
 

@@ -67,7 +67,8 @@ GptqTensors pack_gptq(const IntGroup& weight, GptqZeros zeros) {
 }
 
 IntGroup unpack_gptq(const GptqTensors& tensors, GptqZeros zeros, const std::string& layer) {
-  const auto [words, zero_words, scales, groups] = tensors;
+  const auto [words, zero_words, given, groups] = tensors;
+  const at::Tensor scales = given.to(at::kHalf);  // as readers take them
   const auto refuse = [&](const std::string& what) { return bad_data("layer '{}': {}", layer, what); };
   if (words.dim() != 2 || zero_words.dim() != 2 || scales.dim() != 2 || groups.dim() != 1)
     throw refuse("qweight, qzeros and scales must be matrices, and g_idx a list");
@@ -87,7 +88,7 @@ IntGroup unpack_gptq(const GptqTensors& tensors, GptqZeros zeros, const std::str
   if (!scales.isfinite().all().item<bool>()) throw refuse("scales has NaN or infinite values");
   at::Tensor zero = unpacked(zero_words.t().contiguous(), outputs, bits).t();
   if (zeros == GptqZeros::kLessOne) zero = zero.add(1).bitwise_and((1 << bits) - 1);
-  return {bits, unpacked(words, inputs, bits), scales.t().to(at::kHalf).contiguous(), zero.contiguous(),
+  return {bits, unpacked(words, inputs, bits), scales.t().contiguous(), zero.contiguous(),
           groups.to(at::kLong)};
 }
 

@@ -365,7 +365,46 @@ TEST_F(GptqFolder, NamesLayersAndWindowsThatAreNotFinite) {
   std::string& norm = tensors_["model.layers.1.post_attention_layernorm.weight"].second;
   norm.replace(0, sizeof(huge), reinterpret_cast<const char*>(&huge), sizeof(huge));
   write_model();
-  expect_all({{gptq("--force"), 65, "window 1"}}, folder_ / "out");
+  expect_all(
+      {{gptq("--force"), 65, "beyond float16"}, {gptq("--force --format dequantized"), 65, "window 1"}},
+      folder_ / "out");
+}
+
+// Folders of any tool: what does not fit is refused by name.
+TEST_F(GptqFolder, IsRefusedWhereItsTensorsAreWrong) {
+  ASSERT_EQ(run_mcompress(gptq("")).exit_code, 0);
+  const std::string right = bytes_of("out"), config = read_file(folder_ / "out/config.json");
+  const auto size = *reinterpret_cast<const uint64_t*>(right.data());
+  const json header = json::parse(right.substr(8, size));
+  const std::string layer = "model.layers.1.mlp.down_proj";
+  const auto evaluate =
+      "evaluate " + (folder_ / "out") + " --seqlen 64 --eval-data " + (folder_ / "text.txt");
+  const auto expect = [&](const std::string& file, const std::string& words) {
+    write_file(folder_ / "out/model.safetensors", file);
+    expect_all({{evaluate, 65, words}});
+  };
+  const auto with_data = [&](const std::string& part, const std::string& bytes) {
+    std::string file = right;
+    const size_t begin = header[layer + part]["data_offsets"][0];
+    return file.replace(8 + size + begin, bytes.size(), bytes);
+  };
+  const auto with_header = [&](const std::string& from, const std::string& to) {
+    std::string file = right;
+    return file.replace(file.find(from), from.size(), to);
+  };
+  expect(with_data(".g_idx", std::string("\x63\0\0\0", 4)), "g_idx has a group outside the 3 of scales");
+  expect(with_data(".g_idx", "\xff\xff\xff\xff"), "g_idx has a group outside");
+  expect(with_data(".scales", std::string("\0\x7c", 2)), "scales has NaN or infinite values");
+  expect(with_header(layer + ".g_idx", layer + ".g_idy"), "lacks 'model.layers.1.mlp.down_proj.g_idx'");
+  expect(with_header(layer + ".qzeros", layer + ".weight"), "lacks 'model.layers.1.mlp.down_proj.qzeros'");
+  std::string turned = right;
+  expect(turned.replace(turned.find("[12,64]", turned.find(layer + ".qweight")), 7, "[64,12]"), "down_proj");
+  write_file(folder_ / "out/model.safetensors", right);
+  json other = json::parse(config);
+  other["quantization_config"]["checkpoint_format"] = "marlin";
+  other["quantization_config"]["format"] = "marlin";
+  write_file(folder_ / "out/config.json", other.dump());
+  expect_all({{evaluate, 65, "weights of checkpoint_format 'marlin'"}});
 }
 
 TEST_F(GptqFolder, LeavesNothingOnAFullDisk) {
@@ -387,8 +426,8 @@ TEST(GptqProgram, RoundsLinearLayersAndConvolutions) {
   const TemporaryFolder folder;
   for (const std::string name : {"fashion_mlp.pt", "fashion_cnn.pt"}) {
     const std::string run = "gptq " + shipped(name) + " -o " + (folder / "q.pt") + " --calib-data " +
-                            kFashion + " --eval-data " + kFashion + " --limit 2000 --force ";
-    const json report = report_of(run + "--nsamples 256 --group-size -1");
+                            kFashion + " --force --nsamples 256 ";
+    const json report = report_of(run + "--group-size -1 --limit 2000 --eval-data " + kFashion);
     EXPECT_EQ(report["calibration"]["samples"], 256);
     double loss = 0, rounded = 0;
     for (const json& layer : report["layers"]) {

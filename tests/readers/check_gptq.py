@@ -97,6 +97,27 @@ def check_logits(folder, dense, vocabulary):
     return error
 
 
+def check_programs(scratch):
+    """torch.jit.load opens rounded programs, whose outputs are near those of the float ones."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 16)).eval()
+    inputs = torch.randn(256, 3, 6, 6)
+    np.save(scratch / "inputs.npy", inputs.numpy())
+    torch.jit.script(model).save(scratch / "script.pt")
+    torch.jit.trace(model, inputs[:2]).save(scratch / "trace.pt")
+    exact = model(inputs)
+    for form in ("script", "trace"):
+        for options, most in (("--bits 8", 0.01), ("--bits 4", 0.1), ("--bits 4 --asym --no-static-groups", 0.1), ("--bits 3", 0.2), ("--bits 2 --asym", 0.4)):
+            run = subprocess.run([BINARY, "gptq", scratch / f"{form}.pt", "-o", scratch / "rounded.pt", "--calib-data", scratch / "inputs.npy", "--group-size", "36",
+                                  "--group-size-fallback", "tail", "--nsamples", "256", "--force", "-q", *options.split()], capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            with torch.no_grad():
+                got = torch.jit.load(scratch / "rounded.pt")(inputs)
+            error = ((got - exact).norm() / exact.norm()).item()
+            print(f"{form} {options}: outputs to {error:.1e}", flush=True)
+            assert error < most, error
+
+
 def main():
     try:
         import gptqmodel  # noqa: F401
@@ -106,6 +127,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         os.chdir(scratch)  # GPTQModel leaves logs where it runs
+        check_programs(scratch)
         for kind in TYPES:
             vocabulary = make_model(kind, scratch / kind)
             np.save(scratch / "ids.npy", np.random.default_rng(1).integers(0, vocabulary, 16 * 32).astype(np.int32))

@@ -91,7 +91,7 @@ void add_run_of_text(CLI::App& app, GptqCommand& options) {
       ->check(CLI::IsMember({"gptq", "dequantized"}));
   add("--max-shard-size", options.shard_bytes, "Largest file of tensors, such as 5GB")
       ->transform(CLI::AsSizeValue(true))
-      ->check(CLI::Range(uint64_t{1} << 10, uint64_t{1} << 50));
+      ->check(CLI::Range(uint64_t{1} << 14, uint64_t{1} << 50));
   app.add_flag("--resume", options.resume, "Go on from OUTPUT.checkpoint, where a stopped run left it")
       ->group(kGroup);
 }

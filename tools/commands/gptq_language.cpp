@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include <ATen/ATen.h>
@@ -67,7 +69,7 @@ LanguagePlan plan_language(const DecoderConfig& config, const CheckpointFiles& c
 }
 
 int64_t groups_of(int64_t inputs, int64_t group_size) {
-  return group_size < 0 ? 1 : (inputs + group_size - 1) / group_size;
+  return group_size < 0 || group_size >= inputs ? 1 : (inputs + group_size - 1) / group_size;
 }
 
 GptqLayer gptq_layer(const GroupedLayer& layer, const GroupGrid& grid) {
@@ -127,9 +129,38 @@ GptqFolder folder_of(const LanguagePlan& plan, const DecoderConfig& config, cons
   return folder;
 }
 
+// Which layers are rounded and how, which the format has a say in.
+std::string text_of(const std::map<std::string, GroupGrid>& grids) {
+  std::string text;
+  for (const auto& [name, grid] : grids) text += fmt::format("{} {} {}\n", name, grid.bits, grid.group_size);
+  return text;
+}
+
 // Of the file; random tokens are told by the seed, which is a setting.
 std::string hash_of_text(const std::string& path) {
   return std::filesystem::exists(path) ? hash_of_data(path) : path;
+}
+
+// What would stop the run late: weights that are not finite, and values that GPTQ's format has no number for.
+void check_values(const CheckpointFiles& checkpoint, const LanguagePlan& plan, const GptqCommand& options) {
+  constexpr double kLargestHalf = 65504;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    const bool rounded =
+        array.name.ends_with(".weight") && plan.grids.contains(array.name.substr(0, array.name.rfind('.')));
+    if (!is_floating(array.dtype) || array.bytes.empty() || (!rounded && options.format != "gptq")) continue;
+    check_interrupt();
+    const at::Tensor values = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
+    const double largest = std::max(values.max().item<double>(), -values.min().item<double>());
+    checkpoint.files[checkpoint.file_of[i]]->drop(array.bytes);
+    if (rounded && !std::isfinite(largest))
+      throw bad_data("tensor '{}' holds NaN or infinity; repair the model or leave it out with --ignore",
+                     array.name);
+    if (!rounded && !(largest <= kLargestHalf))
+      throw bad_data(
+          "tensor '{}' has values beyond float16, in which GPTQ's readers compute; use --format dequantized",
+          array.name);
+  }
 }
 
 // Windows of --calib-data.
@@ -316,6 +347,7 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
     throw bad_data("'{}' is quantized already ({}); pass the model as it was before", options.model,
                    config.quantization);
   const LanguagePlan plan = plan_language(config, checkpoint, options);
+  timed(report, "check weights", [&] { check_values(checkpoint, plan, options); });
   report.calibration.emplace();
   report.calibration->path = options.calib_data;
   report.calibration->compute = compute == at::kFloat ? "float32" : "bfloat16";
@@ -346,7 +378,7 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
                *report.predicted_bytes + state_bytes);
   const CheckpointOptions state =
       open_checkpoint(options.output, OutputKind::kFolder, options.resume,
-                      {hash.get(), hash_of_text(options.calib_data)}, run, report);
+                      {hash.get(), hash_of_text(options.calib_data), text_of(plan.grids)}, run, report);
   warn_of_fresh_start(state, report);
   if (!options.resume) remove_rounded_blocks(state.path);
   const DecoderGptqPlan method = {method_options(options), plan.grids, options.true_sequential};

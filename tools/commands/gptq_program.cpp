@@ -67,7 +67,7 @@ void add_records(const std::vector<Decision>& plan, const std::map<std::string, 
     const RoundedLayer& layer = found->second;
     const GroupGrid& grid = grids.at(decision.name);
     const uint64_t bytes = stored_bytes(layer.weight);
-    LayerRecord record = record_of(decision, fmt::format("int{}", grid.bits), bytes);
+    LayerRecord record = record_of(decision, fmt::format("int{}", layer.weight.bits), bytes);
     record.parameters = layer.weight.codes.numel();
     record.sqnr_db = layer.sqnr_db;
     record.max_error = layer.max_error;

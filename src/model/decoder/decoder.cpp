@@ -118,7 +118,7 @@ struct Decoder::Impl {
     const std::string name = config.names.head + ".weight";
     if (!config.tied_head || !weights->shapes().contains(name)) return;
     const at::Tensor stored = weights->read(name);
-    if (stored.sizes() != embedding.sizes() || !stored.equal(embedding))
+    if (stored.sizes() != embedding.sizes() || !stored.to(at::kFloat).equal(embedding.to(at::kFloat)))
       throw bad_data("'{}': '{}' differs from the embedding, and tie_word_embeddings says that they are one",
                      path, name);
   }

@@ -11,6 +11,10 @@ namespace mcompress {
 
 namespace {
 
+bool is_plain_float(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
 class FolderSource : public WeightSource {
  public:
   FolderSource(const std::string& path, const DecoderConfig& config)
@@ -22,9 +26,9 @@ class FolderSource : public WeightSource {
     for (const Array& array : files_.arrays) {
       if (is_part_of_group(array.name)) continue;
       shapes_[array.name] = array.shape;
-      if (is_known_extra(array.name, config)) continue;
-      const bool floating =
-          array.dtype == DType::kF32 || array.dtype == DType::kF16 || array.dtype == DType::kBF16;
+      // The head beside the embedding that it is tied to is read to compare them.
+      if (is_known_extra(array.name, config) && array.name != config.names.head + ".weight") continue;
+      const bool floating = is_plain_float(array.dtype);
       const bool coded = array.dtype == DType::kI8 && !config.quantization.empty();
       if (!floating && !coded)
         throw bad_data("'{}': tensor '{}' is {}; F32, F16 and BF16 can be computed with", path, array.name,
@@ -73,6 +77,8 @@ class FolderSource : public WeightSource {
       const std::string layer =
           array.name.substr(0, array.name.size() - std::string_view(kGptqParts[0]).size());
       for (size_t i = 0; i < kGptqParts.size(); ++i) check_part(layer, i, path);
+      if (index_.contains(layer + ".weight"))
+        throw bad_data("'{}': layer '{}' has both a '.qweight' and a '.weight'", path, layer);
       const int64_t outputs = array.shape[1], inputs = part_of(layer, 3).shape[0];
       const bool transposed = config.transposed && layer != config.names.head;
       grouped_[layer + ".weight"] = {transposed};
@@ -85,7 +91,7 @@ class FolderSource : public WeightSource {
     const std::string name = layer + kGptqParts[part];
     if (!index_.contains(name)) throw bad_data("'{}': layer '{}' lacks '{}'", path, layer, name);
     const Array& array = part_of(layer, part);
-    const bool typed = part == 2 ? is_floating(array.dtype) : array.dtype == DType::kI32;
+    const bool typed = part == 2 ? is_plain_float(array.dtype) : array.dtype == DType::kI32;
     if (!typed || array.shape.size() != kDimensions[part])
       throw bad_data("'{}': tensor '{}' is {} of {} dimensions, and GPTQ's is {} of {}", path, name,
                      name_of(array.dtype), array.shape.size(), part == 2 ? "F16" : "I32", kDimensions[part]);
