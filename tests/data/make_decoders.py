@@ -69,17 +69,22 @@ MODELS = {
 }
 
 
+def randomize(model, name, size):
+    """Norms about what leaves values as they are, all else of this deviation about 0."""
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if ("norm" in key or "ln_" in key) and key.endswith("weight"):
+                value.copy_((0 if "gemma" in name else 1) + 0.3 * torch.randn_like(value))
+            else:
+                value.normal_(0, size)
+
+
 def main():
     shutil.rmtree(OUT, ignore_errors=True)
     for name, (config_type, model_type, changes) in MODELS.items():
         torch.manual_seed(len(name))
         model = model_type(config_type(**{**SMALL, **changes})).eval()
-        with torch.no_grad():
-            for key, value in model.named_parameters():
-                if ("norm" in key or "ln_" in key) and key.endswith("weight"):
-                    value.copy_((0 if "gemma" in name else 1) + 0.3 * torch.randn_like(value))
-                else:
-                    value.normal_(0, 0.35)
+        randomize(model, name, 0.35)
         folder = OUT / name
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore")
 
 import numpy as np
 import torch
-from make_decoders import MODELS, SMALL
+from make_decoders import MODELS, SMALL, randomize
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPTQConfig
 
@@ -42,12 +42,7 @@ def make_model(name, folder):
     config_type, model_type, changes = MODELS[name]
     torch.manual_seed(7)
     model = model_type(config_type(**{**SMALL, **changes, **WIDE, **TYPES[name]})).eval()
-    with torch.no_grad():
-        for key, value in model.named_parameters():
-            if ("norm" in key or "ln_" in key) and key.endswith("weight"):
-                value.copy_((0 if "gemma" in name else 1) + 0.3 * torch.randn_like(value))
-            else:
-                value.normal_(0, 0.1)
+    randomize(model, name, 0.1)
     model.save_pretrained(folder)
     # GPTQModel opens no folder without a tokenizer.
     shutil.copy(DATA / "tokenizers/gpt2.json", folder / "tokenizer.json")

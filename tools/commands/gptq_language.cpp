@@ -1,3 +1,5 @@
+#include "gptq_language.h"
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -5,15 +7,11 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include "gptq.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/output.h"
 #include "mcompress/methods/decoder_gptq.h"
 #include "mcompress/methods/hessian.h"
 #include "mcompress/model/checkpoint.h"
-#include "mcompress/model/decoder.h"
-#include "mcompress/model/gptq_folder.h"
-#include "mcompress/report/version.h"
 #include "models.h"
 #include "resume.h"
 
@@ -25,108 +23,6 @@ at::ScalarType compute_type(const GptqCommand& options) {
   const bool narrow =
       options.calib_compute == "auto" ? multiplies_bfloat16() : options.calib_compute == "bf16";
   return narrow ? at::kBFloat16 : at::kFloat;
-}
-
-// The model and what becomes of its layers.
-struct LanguagePlan {
-  std::vector<GroupedLayer> layers;
-  std::vector<Decision> decisions;  // the same, then embedding and head
-  std::map<std::string, GroupGrid> grids;
-};
-
-LanguagePlan plan_language(const DecoderConfig& config, const CheckpointFiles& checkpoint,
-                           const GptqCommand& options) {
-  LanguagePlan plan;
-  std::map<std::string, const Array*> arrays;
-  for (const Array& array : checkpoint.arrays) arrays[array.name] = &array;
-  const auto add = [&](const std::string& name, LayerKind kind, const std::string& obstacle) {
-    const Array& array = *arrays.at(name + ".weight");
-    plan.decisions.push_back(
-        {name, kind, obstacle, {array.bytes.data(), array.shape, array.strides}, array.bytes.size()});
-  };
-  const auto add_linear = [&](const DecoderLayer& layer, std::string obstacle) {
-    plan.layers.push_back({layer.name, layer.outputs, layer.inputs});
-    if (options.format == "gptq" && obstacle.empty())
-      obstacle = gptq_obstacle(layer.outputs, layer.inputs, static_cast<int>(options.bits));
-    add(layer.name, LayerKind::kLinear, obstacle);
-  };
-  for (int64_t block = 0; block < config.blocks; ++block) {
-    for (const auto& stage : stages_of(config, block)) {
-      for (const DecoderLayer& layer : stage) add_linear(layer, "");
-    }
-  }
-  add(config.names.base + config.names.embedding, LayerKind::kEmbedding, "the embedding is left alone");
-  if (config.tied_head && options.head)
-    throw error(Exit::kUsage, "--lm-head: the output layer of '{}' is its embedding, which is left alone",
-                options.model);
-  if (!config.tied_head)
-    add_linear({config.names.head, config.vocabulary, config.width, false},
-               options.head ? "" : "the output layer is left alone without --lm-head");
-  decide_all(plan.decisions, options, [](LayerKind) { return std::string(); });
-  plan.grids = choose_grids(options, plan.layers, plan.decisions);
-  if (plan.grids.empty()) throw bad_data("'{}' has no layer left to round", options.model);
-  return plan;
-}
-
-int64_t groups_of(int64_t inputs, int64_t group_size) {
-  return group_size < 0 || group_size >= inputs ? 1 : (inputs + group_size - 1) / group_size;
-}
-
-GptqLayer gptq_layer(const GroupedLayer& layer, const GroupGrid& grid) {
-  return {layer.name, layer.outputs,  layer.inputs, groups_of(layer.inputs, grid.group_size),
-          grid.bits,  grid.group_size};
-}
-
-// The layers of a block that are rounded, by stage, where some are left alone and the same ones in every
-// block.
-std::vector<std::vector<std::string>> uniform_parts(const LanguagePlan& plan, const DecoderConfig& config) {
-  std::vector<std::vector<std::string>> parts;
-  bool some_left = false;
-  for (int64_t block = 0; block < config.blocks; ++block) {
-    std::vector<std::vector<std::string>> here;
-    for (const auto& stage : stages_of(config, block)) {
-      here.emplace_back();
-      for (const DecoderLayer& layer : stage) {
-        const bool rounded = plan.grids.contains(layer.name);
-        some_left = some_left || !rounded;
-        if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
-      }
-      if (here.back().empty()) here.pop_back();
-    }
-    if (block > 0 && here != parts) return {};
-    parts = std::move(here);
-  }
-  return some_left ? parts : std::vector<std::vector<std::string>>();
-}
-
-GptqFolder folder_of(const LanguagePlan& plan, const DecoderConfig& config, const GptqCommand& options) {
-  GptqFolder folder;
-  std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
-  for (const GroupedLayer& layer : plan.layers) {
-    const auto grid = plan.grids.find(layer.name);
-    if (grid == plan.grids.end()) {
-      if (layer.name != config.names.head) folder.kept.push_back(layer.name);
-      continue;
-    }
-    folder.layers.push_back(gptq_layer(layer, grid->second));
-    ++uses[{grid->second.bits, grid->second.group_size}];
-  }
-  folder.parts = uniform_parts(plan, config);
-  // What most layers have is the configuration's own.
-  const auto most = std::max_element(uses.begin(), uses.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
-  folder.bits = most->first.first;
-  folder.group_size = most->first.second;
-  folder.symmetric = options.symmetric;
-  folder.act_order = options.act_order;
-  folder.static_groups = options.static_groups;
-  folder.true_sequential = options.true_sequential;
-  folder.head = plan.grids.contains(config.names.head);
-  folder.damping = options.damping;
-  folder.zeros = options.symmetric ? GptqZeros::kLessOne : GptqZeros::kPlain;
-  folder.shard_bytes = options.shard_bytes;
-  folder.version = kVersion;
-  return folder;
 }
 
 // Which layers are rounded and how, which the format has a say in.
@@ -183,155 +79,6 @@ at::Tensor read_calibration_text(const GptqCommand& options, const DecoderConfig
   return windows.ids;
 }
 
-// The layers of blocks as they lie in the checkpoint of a run, the last block that was asked for at hand.
-class RoundedLayers {
- public:
-  RoundedLayers(std::string folder, const DecoderConfig& config) : folder_(std::move(folder)) {
-    for (int64_t block = 0; block < config.blocks; ++block) {
-      for (const auto& stage : stages_of(config, block)) {
-        for (const DecoderLayer& layer : stage) block_of_[layer.name] = block;
-      }
-    }
-    block_of_[config.names.head] = config.blocks;
-  }
-
-  const IntGroup& operator[](const std::string& layer) {
-    const int64_t block = block_of_.at(layer);
-    if (block != held_) {
-      layers_.clear();
-      for (RoundedLayer& read : read_rounded_block(folder_, block))
-        layers_[read.name] = std::move(read.weight);
-      held_ = block;
-    }
-    return layers_.at(layer);
-  }
-
- private:
-  std::string folder_;
-  std::map<std::string, int64_t> block_of_;
-  int64_t held_ = -1;
-  std::map<std::string, IntGroup> layers_;
-};
-
-// The values that the codes stand for, in the type in which the array was stored.
-std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const LanguagePlan& plan,
-                                       const DecoderConfig& config, RoundedLayers& rounded) {
-  std::map<size_t, EditRows> edits;
-  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
-    const std::string& name = checkpoint.arrays[i].name;
-    if (!name.ends_with(".weight")) continue;
-    const std::string layer = name.substr(0, name.rfind('.'));
-    if (!plan.grids.contains(layer)) continue;
-    const bool transposed = config.transposed && layer != config.names.head;
-    edits[i] = [layer, transposed, &rounded](const at::Tensor& rows, int64_t begin, int64_t end) {
-      const IntGroup& weight = rounded[layer];
-      const at::Tensor values =
-          transposed ? dequantize_rows(weight, 0, weight.codes.size(0)).slice(1, begin, end).t()
-                     : dequantize_rows(weight, begin, end);
-      return values.to(rows.scalar_type());
-    };
-  }
-  return edits;
-}
-
-// The file must give back what was put into it.
-void check_written(const Decoder& written, const LanguagePlan& plan, RoundedLayers& rounded, Report& report) {
-  timed(report, "verify", [&] {
-    for (const GroupedLayer& layer : plan.layers) {
-      if (!plan.grids.contains(layer.name)) continue;
-      check_interrupt();
-      if (!written.layer_weight(layer.name).equal(dequantize_rows(rounded[layer.name], 0, layer.outputs)))
-        throw error(Exit::kInternal,
-                    "internal error: layer '{}' is not read as it was written; please report it", layer.name);
-    }
-  });
-}
-
-void write_output(const GptqCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
-                  const LanguagePlan& plan, const DecoderConfig& config, const std::string& state,
-                  Report& report) {
-  RoundedLayers rounded(state, config);
-  OutputFolder output(options.output, run.force);
-  timed(report, "write", [&] {
-    if (options.format == "dequantized") {
-      write_edited_folder(checkpoint, options.model, dense_edits(checkpoint, plan, config, rounded), output);
-      return;
-    }
-    write_gptq_folder(
-        checkpoint, options.model, folder_of(plan, config, options),
-        [&](const TakeLayer& take) {
-          for (const GroupedLayer& layer : plan.layers) {
-            if (plan.grids.contains(layer.name)) take(layer.name, rounded[layer.name]);
-          }
-        },
-        output);
-  });
-  const Decoder written = reopen(report, [&] { return Decoder(output.temporary(), at::kFloat); });
-  if (options.format == "gptq") check_written(written, plan, rounded, report);
-  output.commit();
-}
-
-void add_records(const LanguagePlan& plan, const GptqCommand& options, const DecoderConfig& config,
-                 const std::string& state, Report& report) {
-  std::map<std::string, RoundedLayer> done;
-  if (!state.empty()) {
-    const bool head = plan.grids.contains(config.names.head);
-    for (int64_t block = 0; block < config.blocks + (head ? 1 : 0); ++block) {
-      for (RoundedLayer& layer : read_rounded_block(state, block)) {
-        layer.weight = {layer.weight.bits, {}, {}, {}, {}};  // a whole model's weights are not held
-        done[layer.name] = std::move(layer);
-      }
-    }
-  }
-  std::map<std::string, GptqLayer> layers;
-  for (const GroupedLayer& layer : plan.layers) {
-    if (plan.grids.contains(layer.name)) layers[layer.name] = gptq_layer(layer, plan.grids.at(layer.name));
-  }
-  for (const Decision& decision : plan.decisions) {
-    const auto layer = layers.find(decision.name);
-    if (layer == layers.end()) {
-      report.layers.push_back(record_of(decision, "", 0));
-      continue;
-    }
-    const GptqLayer& form = layer->second;
-    const uint64_t bytes = gptq_bytes(form);
-    LayerRecord record = record_of(decision, fmt::format("int{}", form.bits),
-                                   options.format == "gptq" ? bytes : decision.bytes_before);
-    record.parameters = form.outputs * form.inputs;
-    report.calibration->weights += *record.parameters;
-    report.calibration->bytes += bytes;
-    if (const auto found = done.find(decision.name); found != done.end()) {
-      const RoundedLayer& rounded = found->second;
-      record.sqnr_db = rounded.sqnr_db;
-      record.max_error = rounded.max_error;
-      record.rounding = rounding_of(rounded, form.group_size);
-    }
-    report.layers.push_back(std::move(record));
-  }
-}
-
-void warn_of_readers(const LanguagePlan& plan, const GptqFolder& folder, const GptqCommand& options,
-                     Report& report) {
-  if (options.format != "gptq") return;
-  if (!options.symmetric)
-    report.warnings.emplace_back(
-        "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
-        "newer "
-        "vLLM do not; --sym is read by all");
-  if (folder.parts.empty() && !folder.kept.empty())
-    report.warnings.emplace_back(
-        "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
-        "not");
-  bool tail = false;
-  for (const GroupedLayer& layer : plan.layers) {
-    const auto grid = plan.grids.find(layer.name);
-    tail = tail || (grid != plan.grids.end() && grid->second.group_size > 0 &&
-                    layer.inputs % grid->second.group_size != 0);
-  }
-  if (tail)
-    report.warnings.emplace_back("groups that do not divide the inputs are read by GPTQModel, not by vLLM");
-}
-
 }  // namespace
 
 void gptq_language(const GptqCommand& options, const RunOptions& run, Report& report) {
@@ -359,11 +106,11 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
   }
   const auto text = open_text(options, ModelFormat::kHuggingFace, run, report);
   evaluate_input(options, report);
-  warn_of_readers(plan, folder_of(plan, config, options), options, report);
-  report.predicted_bytes =
-      options.format == "gptq"
-          ? predict_gptq_folder_bytes(checkpoint, options.model, folder_of(plan, config, options))
-          : bytes_on_disk(options.model);
+  const GptqFolder folder = folder_of(plan, config, options);
+  warn_of_readers(plan, folder, options, report);
+  report.predicted_bytes = options.format == "gptq"
+                               ? predict_gptq_folder_bytes(checkpoint, options.model, folder)
+                               : bytes_on_disk(options.model);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
                                    count_checkpoint(checkpoint), hash);
   if (options.dry_run) {

@@ -1,0 +1,143 @@
+#include <ATen/ATen.h>
+
+#include "gptq_language.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/output.h"
+#include "mcompress/methods/decoder_gptq.h"
+#include "mcompress/model/checkpoint.h"
+#include "models.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+// The layers of blocks as they lie in the checkpoint of a run, the last block that was asked for at hand.
+class RoundedLayers {
+ public:
+  RoundedLayers(std::string folder, const DecoderConfig& config) : folder_(std::move(folder)) {
+    for (int64_t block = 0; block < config.blocks; ++block) {
+      for (const auto& stage : stages_of(config, block)) {
+        for (const DecoderLayer& layer : stage) block_of_[layer.name] = block;
+      }
+    }
+    block_of_[config.names.head] = config.blocks;
+  }
+
+  const IntGroup& operator[](const std::string& layer) {
+    const int64_t block = block_of_.at(layer);
+    if (block != held_) {
+      layers_.clear();
+      for (RoundedLayer& read : read_rounded_block(folder_, block))
+        layers_[read.name] = std::move(read.weight);
+      held_ = block;
+    }
+    return layers_.at(layer);
+  }
+
+ private:
+  std::string folder_;
+  std::map<std::string, int64_t> block_of_;
+  int64_t held_ = -1;
+  std::map<std::string, IntGroup> layers_;
+};
+
+// The values that the codes stand for, in the type in which the array was stored.
+std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const LanguagePlan& plan,
+                                       const DecoderConfig& config, RoundedLayers& rounded) {
+  std::map<size_t, EditRows> edits;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const std::string& name = checkpoint.arrays[i].name;
+    if (!name.ends_with(".weight")) continue;
+    const std::string layer = name.substr(0, name.rfind('.'));
+    if (!plan.grids.contains(layer)) continue;
+    const bool transposed = config.transposed && layer != config.names.head;
+    edits[i] = [layer, transposed, &rounded](const at::Tensor& rows, int64_t begin, int64_t end) {
+      const IntGroup& weight = rounded[layer];
+      const at::Tensor values =
+          transposed ? dequantize_rows(weight, 0, weight.codes.size(0)).slice(1, begin, end).t()
+                     : dequantize_rows(weight, begin, end);
+      return values.to(rows.scalar_type());
+    };
+  }
+  return edits;
+}
+
+// The file must give back what was put into it.
+void check_written(const Decoder& written, const LanguagePlan& plan, RoundedLayers& rounded, Report& report) {
+  timed(report, "verify", [&] {
+    for (const GroupedLayer& layer : plan.layers) {
+      if (!plan.grids.contains(layer.name)) continue;
+      check_interrupt();
+      if (!written.layer_weight(layer.name).equal(dequantize_rows(rounded[layer.name], 0, layer.outputs)))
+        throw error(Exit::kInternal,
+                    "internal error: layer '{}' is not read as it was written; please report it", layer.name);
+    }
+  });
+}
+
+}  // namespace
+
+void write_output(const GptqCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
+                  const LanguagePlan& plan, const DecoderConfig& config, const std::string& state,
+                  Report& report) {
+  RoundedLayers rounded(state, config);
+  OutputFolder output(options.output, run.force);
+  timed(report, "write", [&] {
+    if (options.format == "dequantized") {
+      write_edited_folder(checkpoint, options.model, dense_edits(checkpoint, plan, config, rounded), output);
+      return;
+    }
+    write_gptq_folder(
+        checkpoint, options.model, folder_of(plan, config, options),
+        [&](const TakeLayer& take) {
+          for (const GroupedLayer& layer : plan.layers) {
+            if (plan.grids.contains(layer.name)) take(layer.name, rounded[layer.name]);
+          }
+        },
+        output);
+  });
+  const Decoder written = reopen(report, [&] { return Decoder(output.temporary(), at::kFloat); });
+  if (options.format == "gptq") check_written(written, plan, rounded, report);
+  output.commit();
+}
+
+void add_records(const LanguagePlan& plan, const GptqCommand& options, const DecoderConfig& config,
+                 const std::string& state, Report& report) {
+  std::map<std::string, RoundedLayer> done;
+  if (!state.empty()) {
+    const bool head = plan.grids.contains(config.names.head);
+    for (int64_t block = 0; block < config.blocks + (head ? 1 : 0); ++block) {
+      for (RoundedLayer& layer : read_rounded_block(state, block)) {
+        layer.weight = {layer.weight.bits, {}, {}, {}, {}};  // a whole model's weights are not held
+        done[layer.name] = std::move(layer);
+      }
+    }
+  }
+  std::map<std::string, GptqLayer> layers;
+  for (const GroupedLayer& layer : plan.layers) {
+    if (plan.grids.contains(layer.name)) layers[layer.name] = gptq_layer(layer, plan.grids.at(layer.name));
+  }
+  for (const Decision& decision : plan.decisions) {
+    const auto layer = layers.find(decision.name);
+    if (layer == layers.end()) {
+      report.layers.push_back(record_of(decision, "", 0));
+      continue;
+    }
+    const GptqLayer& form = layer->second;
+    const uint64_t bytes = gptq_bytes(form);
+    LayerRecord record = record_of(decision, fmt::format("int{}", form.bits),
+                                   options.format == "gptq" ? bytes : decision.bytes_before);
+    record.parameters = form.outputs * form.inputs;
+    report.calibration->weights += *record.parameters;
+    report.calibration->bytes += bytes;
+    if (const auto found = done.find(decision.name); found != done.end()) {
+      const RoundedLayer& rounded = found->second;
+      record.sqnr_db = rounded.sqnr_db;
+      record.max_error = rounded.max_error;
+      record.rounding = rounding_of(rounded, form.group_size);
+    }
+    report.layers.push_back(std::move(record));
+  }
+}
+
+}  // namespace mcompress::cli
