@@ -106,6 +106,8 @@ void keep_freed_memory() {
   mallopt(M_TRIM_THRESHOLD, kKept);
 }
 
+void give_back_freed_memory() { ::malloc_trim(0); }
+
 uint64_t peak_rss_bytes() {
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);

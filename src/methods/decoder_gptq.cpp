@@ -1,6 +1,7 @@
 #include "mcompress/methods/decoder_gptq.h"
 
 #include <optional>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -8,6 +9,7 @@
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
+#include "mcompress/base/process.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/hessian.h"
 #include "mcompress/model/decoder.h"
@@ -60,7 +62,7 @@ class DecoderRun {
     constexpr int64_t kWindows = 4;
     for (int64_t begin = 0; begin < ids.size(0); begin += kWindows) {
       const at::Tensor part = model_.embed(ids.slice(0, begin, std::min(begin + kWindows, ids.size(0))));
-      if (begin == 0) hidden_ = at::empty({ids.size(0), ids.size(1), part.size(2)}, part.options());
+      if (begin == 0) hidden_ = at::empty({ids.size(0), ids.size(1), part.size(2)}, plan_.states);
       hidden_.slice(0, begin, begin + part.size(0)).copy_(part);
     }
   }
@@ -83,8 +85,7 @@ class DecoderRun {
     DecoderBlock opened = model_.open_block(block, hidden_);
     const std::vector<Stage> stages = stages_of(model_.config(), block);
     for (size_t i = 0; i < stages.size(); ++i) {
-      const at::Tensor hessian = run_stage(opened, i, stages[i]);
-      for (RoundedLayer& layer : round_stage(stages[i], hessian)) {
+      for (RoundedLayer& layer : round_stage(stages[i], run_stage(opened, i, stages[i]))) {
         set_rounded(opened, layer);
         result.push_back(std::move(layer));
       }
@@ -99,8 +100,8 @@ class DecoderRun {
       DecoderBlock exact = model_.open_block(block, hidden_.clone());
       const std::vector<Stage> stages = stages_of(model_.config(), block);
       for (size_t i = 0; i < stages.size(); ++i) {
-        const at::Tensor hessian = run_stage(exact, i, stages[i]);
-        for (RoundedLayer& layer : round_stage(stages[i], hessian)) result.push_back(std::move(layer));
+        for (RoundedLayer& layer : round_stage(stages[i], run_stage(exact, i, stages[i])))
+          result.push_back(std::move(layer));
       }
     }
     DecoderBlock opened = model_.open_block(block, hidden_);
@@ -119,18 +120,22 @@ class DecoderRun {
     return round_stage({{config.names.head, config.vocabulary, config.width, false}}, sum.mean());
   }
 
-  // The Hessian of the stage; undefined where none of its layers are rounded.
+  // The Hessian of the stage; undefined where none of its layers are rounded. What solving the stage before
+  // and running this one leave in the heap is given back, since the states that are held grow the most here.
   at::Tensor run_stage(DecoderBlock& block, size_t index, const Stage& stage) const {
     bool wanted = false;
     for (const DecoderLayer& layer : stage) wanted = wanted || plan_.layers.contains(layer.name);
+    give_back_freed_memory();
     HessianSum sum(wanted ? stage[0].inputs : 0);
     block.run_stage(index, [&](const at::Tensor& inputs) {
       if (wanted) sum.add(inputs);
     });
-    return wanted ? sum.mean() : at::Tensor();
+    at::Tensor hessian = wanted ? sum.mean() : at::Tensor();
+    give_back_freed_memory();
+    return hessian;
   }
 
-  std::vector<RoundedLayer> round_stage(const Stage& stage, const at::Tensor& hessian) {
+  std::vector<RoundedLayer> round_stage(const Stage& stage, at::Tensor hessian) {
     std::vector<RoundedLayer> result;
     std::optional<GptqFactor> factor;  // one for all, since they have the same inputs
     for (const DecoderLayer& layer : stage) {
@@ -139,7 +144,7 @@ class DecoderRun {
       check_interrupt();
       try {
         const auto start = Clock::now();
-        if (!factor) factor = factor_hessian(hessian, plan_.options);
+        if (!factor) factor = factor_hessian(std::move(hessian), plan_.options);
         GptqOptions options = plan_.options;
         options.grid = grid->second;
         result.push_back(round_layer(layer.name, model_.layer_weight(layer.name), *factor, options));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -10,7 +11,7 @@
 #include "gptq_descent.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
-#include "wide.h"
+#include "mcompress/base/wide.h"
 
 namespace mcompress {
 
@@ -18,8 +19,24 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // channels between two updates of all that are left
 
+// The inverse of an upper triangular matrix, in its place, by halves: what is below the diagonal is 0.
+void invert_upper(const at::Tensor& matrix) {
+  constexpr int64_t kLeast = 64;
+  const int64_t count = matrix.size(0), half = (count / 2 + kLeast - 1) / kLeast * kLeast;
+  if (count <= 2 * kLeast) {
+    matrix.copy_(at::linalg_solve_triangular(matrix, at::eye(count, at::kDouble), true));
+    return;
+  }
+  const at::Tensor first = matrix.slice(0, 0, half).slice(1, 0, half),
+                   last = matrix.slice(0, half).slice(1, half),
+                   beside = matrix.slice(0, 0, half).slice(1, half);
+  invert_upper(first);
+  invert_upper(last);
+  beside.copy_(first.matmul(beside).matmul(last).neg_());
+}
+
 // Sets U and the damping. H = R R^T with R upper, which is the Cholesky factor of H turned around; U is its
-// inverse. Matrices of wide layers are large, so each is gone before the next is made.
+// inverse. All in one place, since the matrices of wide layers are large.
 void set_upper(double damping, GptqFactor& factor) {
   constexpr double kSteps = 10, kLeast = 1e-4;
   const at::Tensor backwards = factor.order.flip(0);
@@ -27,14 +44,15 @@ void set_upper(double damping, GptqFactor& factor) {
   const auto diagonal = factor.hessian.diagonal().masked_fill(factor.dead, 1);
   const double mean = diagonal.mean().item<double>();
   for (double share = damping; share <= 1; share = std::max(share, kLeast) * kSteps) {
-    at::Tensor turned = factor.hessian.index_select(0, backwards).index_select(1, backwards);
-    turned.diagonal().masked_fill_(dead, 1).add_(share * mean);
-    auto [lower, failed] = at::linalg_cholesky_ex(turned);
+    at::Tensor upper = factor.hessian.index({backwards.unsqueeze(1), backwards}).contiguous();
+    upper.diagonal().masked_fill_(dead, 1).add_(share * mean);
+    // LAPACK has columns beside each other: its upper factor is our lower one, by rows.
+    at::Tensor columns = upper.t(), failed = at::zeros({}, at::kInt);
+    at::linalg_cholesky_ex_out(columns, failed, columns, true);
     if (failed.item<int64_t>() != 0) continue;
-    turned = lower.flip({0, 1});
-    lower = at::Tensor();
-    factor.upper =
-        at::linalg_solve_triangular(turned, at::eye(turned.size(0), at::kDouble), true).contiguous();
+    std::reverse(upper.data_ptr<double>(), upper.data_ptr<double>() + upper.numel());
+    invert_upper(upper);
+    factor.upper = upper;
     factor.damping = share;
     factor.ridge = share * mean;
     if (factor.upper.isfinite().all().item<bool>()) return;
@@ -125,7 +143,7 @@ struct Solver {
         end = std::min(end, next);
       }
       // Fixed numbers of rows, so that sums are made in the same order whatever runs them.
-      constexpr int64_t kRows = 64;
+      constexpr int64_t kRows = 32;
       at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
           const at::Tensor part = weight.slice(0, i * kRows, std::min((i + 1) * kRows, rows));
@@ -142,13 +160,14 @@ struct Solver {
 
 }  // namespace
 
-GptqFactor factor_hessian(const at::Tensor& hessian, const GptqOptions& options) {
+GptqFactor factor_hessian(at::Tensor hessian, const GptqOptions& options) {
   if (!hessian.isfinite().all().item<bool>()) throw bad_data("the Hessian has NaN or infinite values");
   GptqFactor factor;
   factor.hessian = hessian.to(at::kDouble, false, true);
+  hessian = at::Tensor();
   factor.dead = factor.hessian.diagonal() == 0;
   const at::Tensor weight = factor.hessian.diagonal().masked_fill(factor.dead, 1);
-  factor.order = options.act_order ? weight.argsort(true, 0, true) : at::arange(hessian.size(0));
+  factor.order = options.act_order ? weight.argsort(true, 0, true) : at::arange(weight.size(0));
   set_upper(options.damping, factor);
   factor.hessian.diagonal().add_(factor.ridge);
   return factor;
@@ -157,7 +176,7 @@ GptqFactor factor_hessian(const at::Tensor& hessian, const GptqOptions& options)
 GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOptions& options) {
   if (!weight.isfinite().all().item<bool>()) throw bad_data("the weight has NaN or infinite values");
   const int64_t rows = weight.size(0), channels = weight.size(1);
-  const at::Tensor exact = weight.to(at::kDouble), alive = exact.masked_fill(factor.dead, 0),
+  const at::Tensor alive = weight.to(at::kDouble).masked_fill(factor.dead, 0),
                    in_order = groups_in_order(channels, options.grid.group_size);
   const int64_t count = channels == 0 ? 0 : in_order.max().item<int64_t>() + 1;
   Solver solver{options,
@@ -177,6 +196,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOp
   result.weight = {options.grid.bits, solver.weight.index_select(1, back).to(at::kByte),
                    solver.scales.scale.to(at::kHalf), solver.scales.zero.to(at::kByte),
                    solver.groups.index_select(0, back).contiguous()};
+  solver.weight = at::Tensor();
   // Loss is told without the damping, which is a means to lose less on other inputs.
   const auto without_ridge = [&](double damped, const at::Tensor& lost) {
     return damped - factor.ridge * lost.square().sum(at::kDouble).item<double>();

@@ -9,7 +9,7 @@
 #include <c10/util/Half.h>
 
 #include "mcompress/base/interrupt.h"
-#include "wide.h"
+#include "mcompress/base/wide.h"
 
 namespace mcompress {
 
@@ -84,7 +84,7 @@ struct Descent {
     const int64_t rows = level.size(0), channels = level.size(1), count = end - begin;
     const at::Tensor inside = hessian.slice(0, begin, end).slice(1, begin, end).contiguous();
     const at::Tensor across = hessian.slice(0, begin, end).slice(1, first);
-    constexpr int64_t kRows = 64;  // fixed, so that sums are made in the same order whatever runs them
+    constexpr int64_t kRows = 32;  // fixed, so that sums are made in the same order whatever runs them
     const int64_t chunks = (rows + kRows - 1) / kRows;
     std::vector<double> gains(static_cast<size_t>(chunks), 0.0);
     at::parallel_for(0, chunks, 1, [&](int64_t from, int64_t to) {

@@ -9,7 +9,7 @@
 #include <c10/util/Half.h>
 
 #include "mcompress/base/error.h"
-#include "wide.h"
+#include "mcompress/base/wide.h"
 
 namespace mcompress {
 
@@ -40,9 +40,9 @@ Range range_of(const double* weights, int64_t count, bool symmetric) {
 }
 
 // Scales and zero points to choose from, in float32, which tells them apart.
-constexpr size_t kMostTried = 64;
+constexpr size_t kMostTried = 48;  // whole registers of any width
 struct Candidates {
-  std::array<float, kMostTried> scale{}, zero{}, error{};
+  std::array<float, kMostTried> scale{}, inverse{}, zero{}, error{};
   size_t count = 0;
 
   // A scale that no float16 can hold becomes infinite, one that is too small for it the smallest.
@@ -50,30 +50,33 @@ struct Candidates {
     constexpr float kLeast = 0x1p-24F;  // of float16 above 0
     const float held = static_cast<c10::Half>(static_cast<float>(exact));
     scale[count] = held == 0 ? kLeast : held;
+    inverse[count] = 1 / scale[count];
     zero[count++] = static_cast<float>(zero_point);
   }
 };
 
-// Adds to the error of each candidate the weighted squared error of rounding with it. One weight after the
-// other and all candidates at once, which the compiler turns into wide registers.
+// Adds to the error of each candidate the weighted squared error of rounding with it, which tells them apart
+// though its codes are those of a rounded reciprocal. One weight after the other and all candidates at once,
+// which the compiler turns into wide registers.
 MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, int64_t count, float largest,
                                Candidates& tried) {
   for (int64_t i = 0; i < count; ++i) {
     const auto weight = static_cast<float>(weights[i]), cost = static_cast<float>(importance[i]);
-    for (size_t c = 0; c < tried.count; ++c) {
-      const float code = std::min(std::max(rounded(weight / tried.scale[c]) + tried.zero[c], 0.0F), largest);
+    for (size_t c = 0; c < kMostTried; ++c) {
+      const float code =
+          std::min(std::max(rounded(weight * tried.inverse[c]) + tried.zero[c], 0.0F), largest);
       const float off = tried.scale[c] * (code - tried.zero[c]) - weight;
       tried.error[c] += off * off * cost;
     }
   }
 }
 
-// Ranges narrowed by two hundredths each, each with the zero point of its low end and those beside
+// Ranges narrowed step by step, each with the zero point of its low end and those beside
 // it.
 void add_asymmetric(const Range& range, const GroupGrid& grid, double largest, Candidates& tried) {
-  const int steps = grid.search ? 18 : 1;
+  const int steps = grid.search ? 16 : 1;
   for (int i = 0; i < steps; ++i) {
-    const double part = 1 - 0.02 * i, exact = (range.high - range.low) * part / largest;
+    const double part = 1 - 0.0225 * i, exact = (range.high - range.low) * part / largest;
     tried.add(exact, 0);
     const double zero = std::min(largest, rounded(-range.low * part / tried.scale[tried.count - 1]));
     tried.zero[tried.count - 1] = static_cast<float>(zero);
@@ -89,9 +92,9 @@ void add_symmetric(const Range& range, const GroupGrid& grid, double largest, Ca
   const double middle = 1 << (grid.bits - 1);
   tried.add((range.high - range.low) / largest, middle);
   if (!grid.search) return;
-  constexpr int kSteps = 25;
+  constexpr int kSteps = 23;
   for (int i = 0; i < kSteps; ++i) {
-    const double exact = range.high / middle * (1.14 - 0.02 * i);
+    const double exact = range.high / middle * (1.14 - 0.0218 * i);
     tried.add(exact, middle);
     tried.add(-exact, middle);
   }

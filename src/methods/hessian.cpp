@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -50,39 +50,64 @@ void add_products(const at::Tensor& x, const at::Tensor& sum) {
 
 #if defined(__x86_64__)
 
-// Panels of kTile channels: for each pair of rows one word a channel, with its two bfloat16 values. Missing
-// rows and channels are 0.
-using Pairs = std::vector<uint32_t>;
-Pairs make_panels(const at::Tensor& x) {
-  const int64_t rows = x.size(0), channels = x.size(1), pairs = (rows + 1) / 2,
-                panels = (channels + kTile - 1) / kTile;
-  Pairs result(static_cast<size_t>(panels * pairs * kTile));
+// Panels of kTile channels, in which the values that a step multiplies lie beside each other: a word a
+// channel, a float or two bfloat16 of neighbouring rows. Missing rows and channels are 0.
+template <typename Word>
+struct Panels {
+  int64_t steps;
+  std::vector<Word> words;
+
+  Panels(int64_t channels, int64_t count)
+      : steps(count), words(static_cast<size_t>((channels + kTile - 1) / kTile * count * kTile)) {}
+
+  Word* at(int64_t panel, int64_t step) { return words.data() + (panel * steps + step) * kTile; }
+  const Word* at(int64_t panel) const { return words.data() + panel * steps * kTile; }
+};
+
+// Calls `fill` with the width of each panel.
+void for_panels(int64_t channels, const std::function<void(int64_t panel, int64_t width)>& fill) {
+  at::parallel_for(0, (channels + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) fill(panel, std::min(kTile, channels - panel * kTile));
+  });
+}
+
+Panels<float> float_panels(const at::Tensor& x) {
+  const int64_t rows = x.size(0), channels = x.size(1);
+  Panels<float> panels(channels, rows);
+  const float* values = x.const_data_ptr<float>();
+  for_panels(channels, [&](int64_t panel, int64_t width) {
+    for (int64_t row = 0; row < rows; ++row)
+      std::copy_n(values + row * channels + panel * kTile, width, panels.at(panel, row));
+  });
+  return panels;
+}
+
+Panels<uint32_t> pair_panels(const at::Tensor& x) {
+  const int64_t rows = x.size(0), channels = x.size(1), pairs = (rows + 1) / 2;
+  Panels<uint32_t> panels(channels, pairs);
   const auto* values = reinterpret_cast<const uint16_t*>(x.const_data_ptr<at::BFloat16>());
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t width = std::min(kTile, channels - panel * kTile);
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const uint16_t* low = values + 2 * pair * channels + panel * kTile;
-        const uint16_t* high = low + channels;
-        uint32_t* to = result.data() + (panel * pairs + pair) * kTile;
-        const bool whole = 2 * pair + 1 < rows;
-        for (int64_t c = 0; c < width; ++c)
-          to[c] = low[c] | (whole ? static_cast<uint32_t>(high[c]) << 16U : 0U);
-      }
+  for_panels(channels, [&](int64_t panel, int64_t width) {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const uint16_t* low = values + 2 * pair * channels + panel * kTile;
+      const uint16_t* high = low + channels;
+      uint32_t* to = panels.at(panel, pair);
+      const bool whole = 2 * pair + 1 < rows;
+      for (int64_t c = 0; c < width; ++c)
+        to[c] = low[c] | (whole ? static_cast<uint32_t>(high[c]) << 16U : 0U);
     }
   });
-  return result;
+  return panels;
 }
 
 using Tile = std::array<float, static_cast<size_t>(kTile* kTile)>;
+constexpr int64_t kStep = 64,  // whose panels stay in the nearest cache
+    kLanes = 16;               // floats a register
 
-// Adds the products of two panels over `pairs` pairs of rows.
+// Adds the products of two panels, four rows of the tile at a time in registers.
 __attribute__((target("avx512f,avx512bf16"))) void add_tile(const uint32_t* rows, const uint32_t* columns,
-                                                            int64_t pairs, Tile& tile) {
-  constexpr int64_t kStep = 64,
-                    kLanes = 16;  // pairs whose panel stays in the nearest cache; floats a register
-  for (int64_t first = 0; first < pairs; first += kStep) {
-    const int64_t last = std::min(first + kStep, pairs);
+                                                            int64_t steps, Tile& tile) {
+  for (int64_t first = 0; first < steps; first += kStep) {
+    const int64_t last = std::min(first + kStep, steps);
     for (int64_t i = 0; i < kTile; i += 4) {
       __m512 sums[4][4];
       for (int64_t r = 0; r < 4; ++r) {
@@ -104,16 +129,40 @@ __attribute__((target("avx512f,avx512bf16"))) void add_tile(const uint32_t* rows
   }
 }
 
-void add_narrow_products(const at::Tensor& x, const at::Tensor& sum) {
-  const int64_t channels = x.size(1), pairs = (x.size(0) + 1) / 2;
-  const Pairs panels = make_panels(x);
+__attribute__((target("avx512f"))) void add_tile(const float* rows, const float* columns, int64_t steps,
+                                                 Tile& tile) {
+  for (int64_t first = 0; first < steps; first += kStep) {
+    const int64_t last = std::min(first + kStep, steps);
+    for (int64_t i = 0; i < kTile; i += 4) {
+      __m512 sums[4][4];
+      for (int64_t r = 0; r < 4; ++r) {
+        for (int64_t c = 0; c < 4; ++c) sums[r][c] = _mm512_loadu_ps(&tile[(i + r) * kTile + c * kLanes]);
+      }
+      for (int64_t k = first; k < last; ++k) {
+        __m512 right[4];
+        for (int64_t c = 0; c < 4; ++c) right[c] = _mm512_loadu_ps(columns + k * kTile + c * kLanes);
+        for (int64_t r = 0; r < 4; ++r) {
+          const __m512 left = _mm512_set1_ps(rows[k * kTile + i + r]);
+          for (int64_t c = 0; c < 4; ++c) sums[r][c] = _mm512_fmadd_ps(left, right[c], sums[r][c]);
+        }
+      }
+      for (int64_t r = 0; r < 4; ++r) {
+        for (int64_t c = 0; c < 4; ++c) _mm512_storeu_ps(&tile[(i + r) * kTile + c * kLanes], sums[r][c]);
+      }
+    }
+  }
+}
+
+template <typename Word>
+void add_panels(const Panels<Word>& panels, const at::Tensor& sum) {
+  const int64_t channels = sum.size(0);
   const auto tiles = upper_tiles(channels, kTile);
   float* to = sum.data_ptr<float>();
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const auto [row, column] = tiles[static_cast<size_t>(t)];
       Tile tile{};
-      add_tile(panels.data() + row * pairs * kTile, panels.data() + column * pairs * kTile, pairs, tile);
+      add_tile(panels.at(row), panels.at(column), panels.steps, tile);
       const int64_t height = std::min(kTile, channels - row * kTile),
                     width = std::min(kTile, channels - column * kTile);
       for (int64_t i = 0; i < height; ++i) {
@@ -124,9 +173,22 @@ void add_narrow_products(const at::Tensor& x, const at::Tensor& sum) {
   });
 }
 
+// False where the processor has not the registers.
+bool add_in_registers(const at::Tensor& x, const at::Tensor& sum) {
+  static const bool wide = __builtin_cpu_supports("avx512f") != 0;
+  if (x.scalar_type() == at::kBFloat16 && multiplies_bfloat16()) {
+    add_panels(pair_panels(x), sum);
+  } else if (wide) {
+    add_panels(float_panels(x.to(at::kFloat)), sum);
+  } else {
+    return false;
+  }
+  return true;
+}
+
 #else
 
-void add_narrow_products(const at::Tensor&, const at::Tensor&) {}
+bool add_in_registers(const at::Tensor&, const at::Tensor&) { return false; }
 
 #endif
 
@@ -145,11 +207,7 @@ HessianSum::HessianSum(int64_t channels) : sum_(at::zeros({channels, channels}))
 
 void HessianSum::add(const at::Tensor& inputs) {
   rows_ += inputs.size(0);
-  if (inputs.scalar_type() == at::kBFloat16 && multiplies_bfloat16()) {
-    add_narrow_products(inputs.contiguous(), sum_);
-  } else {
-    add_products(inputs.to(at::kFloat), sum_);
-  }
+  if (!add_in_registers(inputs.contiguous(), sum_)) add_products(inputs.to(at::kFloat), sum_);
 }
 
 at::Tensor HessianSum::mean() const {

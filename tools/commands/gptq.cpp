@@ -82,7 +82,9 @@ void add_run_of_text(CLI::App& app, GptqCommand& options) {
   add("--calib-layout", options.calib_layout, "As --text-layout, for --calib-data")
       ->check(CLI::IsMember({"file", "rows"}));
   add("--calib-compute", options.calib_compute,
-      "Type in which the model is run on it; auto: bf16 where the processor multiplies it, else fp32")
+      "Type in which the model is run on it; auto: bf16, with products in fp32 where the processor "
+      "multiplies "
+      "no bf16")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
   add("--format", options.format,
       "gptq: folder of packed weights as GPTQModel, transformers and vLLM read it; dequantized: a plain "

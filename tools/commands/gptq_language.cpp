@@ -19,11 +19,18 @@ namespace mcompress::cli {
 
 namespace {
 
-at::ScalarType compute_type(const GptqCommand& options) {
-  const bool narrow =
-      options.calib_compute == "auto" ? multiplies_bfloat16() : options.calib_compute == "bf16";
-  return narrow ? at::kBFloat16 : at::kFloat;
+// The types in which products of the calibration run are computed and its states are held.
+struct CalibrationTypes {
+  at::ScalarType compute, states;
+};
+
+CalibrationTypes calibration_types(const GptqCommand& options) {
+  if (options.calib_compute == "fp32") return {at::kFloat, at::kFloat};
+  const bool narrow = options.calib_compute == "bf16" || multiplies_bfloat16();
+  return {narrow ? at::kBFloat16 : at::kFloat, at::kBFloat16};
 }
+
+std::string type_name(at::ScalarType type) { return type == at::kFloat ? "float32" : "bfloat16"; }
 
 // Which layers are rounded and how, which the format has a say in.
 std::string text_of(const std::map<std::string, GroupGrid>& grids) {
@@ -87,8 +94,8 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, ModelFormat::kHuggingFace); });
   report.warnings = checkpoint.notes;
-  const at::ScalarType compute = compute_type(options);
-  const Decoder model = timed(report, "load model", [&] { return Decoder(options.model, compute); });
+  const CalibrationTypes types = calibration_types(options);
+  const Decoder model = timed(report, "load model", [&] { return Decoder(options.model, types.compute); });
   const DecoderConfig& config = model.config();
   if (!config.quantization.empty())
     throw bad_data("'{}' is quantized already ({}); pass the model as it was before", options.model,
@@ -97,7 +104,7 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
   timed(report, "check weights", [&] { check_values(checkpoint, plan, options); });
   report.calibration.emplace();
   report.calibration->path = options.calib_data;
-  report.calibration->compute = compute == at::kFloat ? "float32" : "bfloat16";
+  report.calibration->compute = type_name(types.compute);
   at::Tensor ids;
   if (!options.calib_data.empty()) {
     ids = read_calibration_text(options, config, run, report);
@@ -123,12 +130,13 @@ void gptq_language(const GptqCommand& options, const RunOptions& run, Report& re
     state_bytes += static_cast<uint64_t>(layer.outputs * layer.inputs);
   check_output(options.output, OutputKind::kFolder, run.force, run.inputs,
                *report.predicted_bytes + state_bytes);
-  const CheckpointOptions state =
-      open_checkpoint(options.output, OutputKind::kFolder, options.resume,
-                      {hash.get(), hash_of_text(options.calib_data), text_of(plan.grids)}, run, report);
+  const CheckpointOptions state = open_checkpoint(
+      options.output, OutputKind::kFolder, options.resume,
+      {hash.get(), hash_of_text(options.calib_data), text_of(plan.grids), type_name(types.compute)}, run,
+      report);
   warn_of_fresh_start(state, report);
   if (!options.resume) remove_rounded_blocks(state.path);
-  const DecoderGptqPlan method = {method_options(options), plan.grids, options.true_sequential};
+  const DecoderGptqPlan method = {method_options(options), plan.grids, options.true_sequential, types.states};
   report.calibration->blocks_kept =
       timed(report, "gptq", [&] { return gptq_decoder(model, ids, method, state); });
   write_output(options, run, checkpoint, plan, config, state.path, report);

@@ -15,6 +15,8 @@ void drop_startup_code();
 // Keeps activations of up to 32 MiB, the most that glibc allows, in the heap when they are freed: pages that
 // are given back and faulted in anew cost more than a convolution.
 void keep_freed_memory();
+// Gives back what was kept so far.
+void give_back_freed_memory();
 
 uint64_t peak_rss_bytes();  // highest resident set of this process so far
 std::string cpu_name();     // model name of the processor as the kernel gives it

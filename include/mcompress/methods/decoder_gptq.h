@@ -21,6 +21,7 @@ struct DecoderGptqPlan {
   // Each stage of a block is rounded before the next one is run, so that it makes up for what came before.
   // Else all layers of a block see what its float ones give.
   bool true_sequential = true;
+  at::ScalarType states = at::kFloat;  // in which those of all windows are held: the model's own or narrower
 };
 
 // Rounds the layers of a model by GPTQ, block after block, on windows of token ids [windows, length] which

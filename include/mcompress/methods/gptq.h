@@ -32,7 +32,7 @@ struct GptqFactor {
 // `hessian`: [channels, channels], the sum of x x^T over inputs x, in any scale. Of the options it follows
 // act_order and damping; where the damping gives no factor, ten times as much is tried, up to the diagonal's
 // mean. Throws Error(65) for a Hessian that is not finite, or that no damping makes positive definite.
-GptqFactor factor_hessian(const at::Tensor& hessian, const GptqOptions& options);
+GptqFactor factor_hessian(at::Tensor hessian, const GptqOptions& options);
 
 struct GptqResult {
   IntGroup weight;

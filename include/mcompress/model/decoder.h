@@ -148,6 +148,7 @@ class Decoder {
   void run_block(int64_t block, const at::Tensor& hidden, int64_t first_window = 0) const;
 
   // The block on hidden states, which it changes in place. It reads from this model, which must live longer.
+  // They may be of a narrower type than the computing one; values between stages are kept in that too.
   DecoderBlock open_block(int64_t block, const at::Tensor& hidden, int64_t first_window = 0) const;
 
   // The weight of a layer of a block or of the head, float32 [outputs, inputs].

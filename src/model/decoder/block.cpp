@@ -7,6 +7,8 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "rms_norm.h"
+
 namespace mcompress {
 
 namespace {
@@ -122,13 +124,6 @@ at::Tensor pointwise(const Projection& layer, const at::Tensor& x, Operation ope
                                          operation.algorithm);
 }
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon) {
-  const at::Tensor exact = x.to(at::kFloat);
-  const at::Tensor scaled = exact * (exact.square().mean(-1, true) + epsilon).rsqrt();
-  return weight.scalar_type() == at::kFloat ? (scaled * weight).to(x.scalar_type())
-                                            : scaled.to(x.scalar_type()) * weight;
-}
-
 }  // namespace
 
 void Projection::pack(int64_t rows) {
@@ -215,11 +210,6 @@ at::Tensor BlockPass::feed_forward(const at::Tensor& x) const {
 
 at::Tensor BlockPass::add_feed_forward(const at::Tensor& hidden, const at::Tensor& inner) const {
   return add(weights.down, weights.closing_feed_forward_norm, hidden, inner);
-}
-
-at::Tensor BlockPass::forward(const at::Tensor& hidden) const {
-  const at::Tensor middle = add_attention(hidden, attention(attention_inputs(hidden)));
-  return add_feed_forward(middle, feed_forward(feed_forward_inputs(middle)));
 }
 
 }  // namespace mcompress

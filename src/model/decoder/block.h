@@ -64,8 +64,6 @@ struct BlockPass {
   at::Tensor feed_forward(const at::Tensor& x) const;  // [n, length, inner], for the down layer
   at::Tensor add_feed_forward(const at::Tensor& hidden, const at::Tensor& inner) const;
 
-  at::Tensor forward(const at::Tensor& hidden) const;  // all of them
-
  private:
   at::Tensor add(const Projection& layer, const Norm& closing, const at::Tensor& sum,
                  const at::Tensor& x) const;

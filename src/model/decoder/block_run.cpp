@@ -59,13 +59,13 @@ void DecoderBlock::run_stage(size_t stage, const std::function<void(const at::Te
   if (stage == 1 || stage == 3)
     between = at::empty({hidden.size(0), hidden.size(1), layer.inputs}, hidden.options());
   for_parts(hidden, [&](int64_t begin, int64_t end) {
-    const at::Tensor part = hidden.slice(0, begin, end);
-    at::Tensor inputs;
+    at::Tensor part = impl_->computing(hidden.slice(0, begin, end)), inputs;
     switch (stage) {
       case 0: inputs = pass.attention_inputs(part); break;
       case 1: inputs = pass.attention(pass.attention_inputs(part)); break;
       case 2:
-        part.copy_(pass.add_attention(part, between.slice(0, begin, end)));
+        part = impl_->kept(pass.add_attention(part, impl_->computing(between.slice(0, begin, end))));
+        hidden.slice(0, begin, end).copy_(part);
         inputs = pass.feed_forward_inputs(part);
         break;
       default: inputs = pass.feed_forward(pass.feed_forward_inputs(part)); break;
@@ -83,16 +83,21 @@ void DecoderBlock::run_stage(size_t stage, const std::function<void(const at::Te
 void DecoderBlock::finish() {
   for_parts(impl_->hidden, [&](int64_t begin, int64_t end) {
     const at::Tensor part = impl_->hidden.slice(0, begin, end);
-    part.copy_(impl_->pass().add_feed_forward(part, impl_->between.slice(0, begin, end)));
+    part.copy_(impl_->pass().add_feed_forward(impl_->computing(part),
+                                              impl_->computing(impl_->between.slice(0, begin, end))));
     check_finite(part, impl_->path, fmt::format("block {} gives", impl_->block), impl_->first_window + begin);
   });
   impl_->between = at::Tensor();
 }
 
 void DecoderBlock::run() {
+  const BlockPass pass = impl_->pass();
   for_parts(impl_->hidden, [&](int64_t begin, int64_t end) {
-    const at::Tensor part = impl_->hidden.slice(0, begin, end);
-    const at::Tensor result = impl_->pass().forward(part);
+    const at::Tensor part = impl_->hidden.slice(0, begin, end), before = impl_->computing(part);
+    const at::Tensor mixed = impl_->kept(pass.attention(pass.attention_inputs(before)));
+    const at::Tensor middle = impl_->kept(pass.add_attention(before, mixed));
+    const at::Tensor inner = impl_->kept(pass.feed_forward(pass.feed_forward_inputs(middle)));
+    const at::Tensor result = pass.add_feed_forward(middle, inner);
     check_finite(result, impl_->path, fmt::format("block {} gives", impl_->block),
                  impl_->first_window + begin);
     part.copy_(result);
@@ -103,8 +108,7 @@ void DecoderBlock::set_weight(const std::string& layer, const at::Tensor& weight
   const std::string prefix = impl_->config.block_name(impl_->block);
   for (const auto& stage : stored_layers(impl_->config)) {
     for (const StoredLayer& stored : stage) {
-      if (prefix + stored.name == layer)
-        set_layer(stored, weight, impl_->hidden.scalar_type(), impl_->weights);
+      if (prefix + stored.name == layer) set_layer(stored, weight, impl_->compute, impl_->weights);
     }
   }
 }

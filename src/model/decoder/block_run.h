@@ -19,6 +19,7 @@ struct DecoderBlock::Impl {
   const DecoderConfig& config;
   const WeightSource& source;
   int64_t block;
+  at::ScalarType compute;
   BlockWeights weights;
   Rotation rotation;
   at::Tensor hidden;  // [n, length, width]
@@ -26,6 +27,9 @@ struct DecoderBlock::Impl {
   at::Tensor between = {};  // of the attention or the feed-forward, [n, length, inputs of the next stage]
 
   BlockPass pass() const { return {config, block, weights, rotation}; }
+  at::Tensor computing(const at::Tensor& states) const { return states.to(compute); }
+  // What is left of values that are kept between stages.
+  at::Tensor kept(const at::Tensor& values) const { return computing(values.to(hidden.scalar_type())); }
 };
 
 }  // namespace mcompress

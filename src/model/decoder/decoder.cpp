@@ -219,8 +219,9 @@ DecoderBlock Decoder::open_block(int64_t block, const at::Tensor& hidden, int64_
   const bool windowed = config.windows[static_cast<size_t>(block)] > 0 && config.window_rope;
   const Rotation rotation = rotation_of(windowed ? *config.window_rope : config.rope, config.rotated_width,
                                         hidden.size(1), impl_->compute);
-  auto opened = std::make_unique<DecoderBlock::Impl>(DecoderBlock::Impl{
-      impl_->path, config, *impl_->weights, block, impl_->load_block(block), rotation, hidden, first_window});
+  auto opened = std::make_unique<DecoderBlock::Impl>(
+      DecoderBlock::Impl{impl_->path, config, *impl_->weights, block, impl_->compute,
+                         impl_->load_block(block), rotation, hidden, first_window});
   return DecoderBlock(std::move(opened));
 }
 
@@ -234,7 +235,7 @@ at::Tensor Decoder::layer_weight(const std::string& layer) const {
 }
 
 at::Tensor Decoder::head_inputs(const at::Tensor& hidden) const {
-  return normalized(impl_->config, impl_->final_norm, hidden);
+  return normalized(impl_->config, impl_->final_norm, hidden.to(impl_->compute));
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {

@@ -1,7 +1,8 @@
 #pragma once
 
 // A loop that is compiled for several widths of registers, of which the processor's own is taken when the
-// program starts. These files are compiled without contraction of a * b + c, so that all give the same bytes.
+// program starts. Files with such loops are compiled without contraction of a * b + c, so that all give the
+// same bytes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MCOMPRESS_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
