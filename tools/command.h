@@ -35,10 +35,13 @@ Command quantize_command();
 Command prune_command();
 Command distill_command();
 Command gptq_command();
+Command awq_command();
 Command expand_command();
+Command convert_command();
+Command verify_command();
 inline std::vector<Command> all_commands() {
-  return {inspect_command(), evaluate_command(), quantize_command(), prune_command(),
-          distill_command(), gptq_command(),     expand_command()};
+  return {inspect_command(), evaluate_command(), quantize_command(), prune_command(),  distill_command(),
+          gptq_command(),    awq_command(),      convert_command(),  verify_command(), expand_command()};
 }
 
 void add_run_options(CLI::App& app, RunOptions& options);

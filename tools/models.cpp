@@ -6,10 +6,11 @@
 
 #include <ATen/ATen.h>
 
+#include "mcompress/base/error.h"
 #include "mcompress/base/sha256.h"
 #include "mcompress/formats/gguf.h"
 #include "mcompress/model/checkpoint.h"
-#include "mcompress/model/gptq_tensors.h"
+#include "mcompress/model/packed_folder.h"
 #include "mcompress/model/program.h"
 
 namespace mcompress::cli {
@@ -39,35 +40,39 @@ WeightCount count_program(const torch::jit::Module& program) {
   return count;
 }
 
+namespace {
+
+// The layers of whatever packed form there is; none where they do not fit one, which whoever computes with
+// them tells.
+std::optional<PackedReader> packed_layers(const CheckpointFiles& checkpoint) {
+  try {
+    const auto form = guess_form(checkpoint);
+    return form ? std::optional<PackedReader>(std::in_place, checkpoint, *form) : std::nullopt;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
 WeightCount count_checkpoint(const CheckpointFiles& checkpoint) {
   WeightCount count;
-  std::set<std::string> scales;                         // of quantized weights
-  std::map<std::string, const Array*> arrays, grouped;  // the second by layer: codes of GPTQ's format
+  std::set<std::string> scales;  // of quantized weights
   for (const Array& array : checkpoint.arrays) {
-    arrays[array.name] = &array;
     if (size_of(array.dtype) == 1) scales.insert(scale_name(array.name));
   }
-  const auto inputs_of = [&](const std::string& layer) {
-    const auto found = arrays.find(layer + ".g_idx");
-    return found != arrays.end() && found->second->shape.size() == 1 ? found->second->shape[0] : 0;
-  };
-  for (const Array& array : checkpoint.arrays) {
-    if (!array.name.ends_with(kGptqParts[0]) || array.shape.size() != 2) continue;
-    const std::string layer = array.name.substr(0, array.name.rfind('.'));
-    if (inputs_of(layer) == 0) continue;
-    grouped[layer] = &array;
-    scales.insert(layer + kGptqParts[2]);
-  }
+  const auto packed = packed_layers(checkpoint);
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     const bool weights = is_floating(array.dtype) || array.dtype == DType::kI8;
-    if (!weights || scales.contains(array.name)) continue;
+    if (!weights || scales.contains(array.name) || (packed && packed->is_part(array.name))) continue;
     const ElementCount pieces = count_elements_of(array, *checkpoint.files[checkpoint.file_of[i]]);
     count.parameters += pieces.elements;
     *count.nonzeros += pieces.nonzeros;
   }
-  if (!grouped.empty()) count.nonzeros.reset();
-  for (const auto& [layer, array] : grouped) count.parameters += array->shape[1] * inputs_of(layer);
+  if (!packed) return count;
+  count.nonzeros.reset();
+  for (const auto& [layer, sizes] : packed->layers()) count.parameters += sizes.first * sizes.second;
   return count;
 }
 

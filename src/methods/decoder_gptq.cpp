@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "decoder_run.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
@@ -34,48 +35,35 @@ class DecoderRun {
     const int64_t blocks = model_.config().blocks;
     int64_t kept = 0, block = 0;
     try {
-      embed(ids);
+      hidden_ = embed_windows(model_, ids, plan_.states);
       for (; block < blocks; ++block) {
         if (resume(block)) {
           ++kept;
         } else {
-          const std::vector<RoundedLayer> layers = plan_.true_sequential ? by_stages(block) : at_once(block);
-          write_rounded_block(checkpoint_.path, block, checkpoint_.fingerprint, layers);
+          RoundedBlock rounded;
+          rounded.layers = plan_.true_sequential ? by_stages(block) : at_once(block);
+          write_rounded_block(checkpoint_.path, block, checkpoint_.fingerprint, rounded);
         }
       }
       if (plan_.layers.contains(model_.config().names.head) && !resume(blocks))
-        write_rounded_block(checkpoint_.path, blocks, checkpoint_.fingerprint, round_head());
+        write_rounded_block(checkpoint_.path, blocks, checkpoint_.fingerprint, {round_head(), {}, {}});
     } catch (const Interrupted& stop) {
       if (block == 0) throw;
-      accept_interrupt();
-      throw error(
-          Exit::kResumable,
-          "stopped by signal {} after block {} of {}; the same command with --resume goes on from '{}'",
-          stop.signal, block, blocks, checkpoint_.path);
+      throw stopped_after(stop, block, blocks, checkpoint_);
     }
     return kept;
   }
 
  private:
-  // Some windows at a time, since an embedding may be wider than the states.
-  void embed(const at::Tensor& ids) {
-    constexpr int64_t kWindows = 4;
-    for (int64_t begin = 0; begin < ids.size(0); begin += kWindows) {
-      const at::Tensor part = model_.embed(ids.slice(0, begin, std::min(begin + kWindows, ids.size(0))));
-      if (begin == 0) hidden_ = at::empty({ids.size(0), ids.size(1), part.size(2)}, plan_.states);
-      hidden_.slice(0, begin, begin + part.size(0)).copy_(part);
-    }
-  }
-
   // Runs a block as an earlier run left it; false where that has not done it.
   bool resume(int64_t block) {
     if (!checkpoint_.resume) return false;
-    const auto layers = resumed_block(checkpoint_, block);
-    if (!layers) return false;
-    progress_.step(static_cast<int64_t>(layers->size()));
+    const auto rounded = resumed_block(checkpoint_, block);
+    if (!rounded) return false;
+    progress_.step(static_cast<int64_t>(rounded->layers.size()));
     if (block == model_.config().blocks) return true;
     DecoderBlock opened = model_.open_block(block, hidden_);
-    for (const RoundedLayer& layer : *layers) set_rounded(opened, layer);
+    for (const RoundedLayer& layer : rounded->layers) set_rounded(opened, layer);
     opened.run();
     return true;
   }

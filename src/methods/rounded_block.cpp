@@ -58,31 +58,53 @@ RoundedLayer layer_of(const json& record, const RunState& state) {
   return layer;
 }
 
-std::vector<RoundedLayer> layers_of(const RunState& state) {
-  std::vector<RoundedLayer> layers;
-  for (const json& record : json::parse(state.texts.at("layers"))) layers.push_back(layer_of(record, state));
-  return layers;
+json record_of(const Fold& fold) {
+  return {{"from", fold.from},         {"layers", fold.layers}, {"plain_loss", number(fold.plain_loss)},
+          {"loss", number(fold.loss)}, {"power", fold.power},   {"by_weight", fold.by_weight},
+          {"made", fold.made}};
+}
+
+Fold fold_of(const json& record) {
+  return {record.at("from"),         record.at("layers"), number(record.at("plain_loss")),
+          number(record.at("loss")), record.at("power"),  record.at("by_weight"),
+          record.at("made")};
+}
+
+constexpr const char* kChanged = "changed:";  // before the names of tensors
+
+RoundedBlock block_of(const RunState& state) {
+  RoundedBlock block;
+  for (const json& record : json::parse(state.texts.at("layers")))
+    block.layers.push_back(layer_of(record, state));
+  for (const json& record : json::parse(state.texts.at("folds"))) block.folds.push_back(fold_of(record));
+  const std::string prefix = kChanged;
+  for (const auto& [name, tensor] : state.tensors) {
+    if (name.starts_with(prefix)) block.changed[name.substr(prefix.size())] = tensor;
+  }
+  return block;
 }
 
 }  // namespace
 
 void write_rounded_block(const std::string& folder, int64_t block, const std::string& fingerprint,
-                         const std::vector<RoundedLayer>& layers) {
+                         const RoundedBlock& rounded) {
   RunState state;
-  json records = json::array();
-  for (const RoundedLayer& layer : layers) {
+  json records = json::array(), folds = json::array();
+  for (const Fold& fold : rounded.folds) folds.push_back(record_of(fold));
+  for (const auto& [name, tensor] : rounded.changed) state.tensors[kChanged + name] = tensor;
+  for (const RoundedLayer& layer : rounded.layers) {
     state.tensors[layer.name + ".codes"] = layer.weight.codes;
     state.tensors[layer.name + ".scale"] = layer.weight.scale;
     state.tensors[layer.name + ".zero"] = layer.weight.zero;
     state.tensors[layer.name + ".groups"] = layer.weight.groups;
     records.push_back(record_of(layer));
   }
-  state.texts = {{"fingerprint", fingerprint}, {"layers", records.dump()}};
+  state.texts = {{"fingerprint", fingerprint}, {"layers", records.dump()}, {"folds", folds.dump()}};
   std::filesystem::create_directories(folder);
   write_state(state, file_of(folder, block));
 }
 
-std::optional<std::vector<RoundedLayer>> resumed_block(const CheckpointOptions& checkpoint, int64_t block) {
+std::optional<RoundedBlock> resumed_block(const CheckpointOptions& checkpoint, int64_t block) {
   const std::string path = file_of(checkpoint.path, block);
   if (!std::filesystem::exists(path)) return std::nullopt;
   const RunState state = read_state(path);
@@ -93,7 +115,7 @@ std::optional<std::vector<RoundedLayer>> resumed_block(const CheckpointOptions& 
         "command, or start anew without --resume and with --force",
         path);
   }
-  return layers_of(state);
+  return block_of(state);
 }
 
 void remove_rounded_blocks(const std::string& folder) {
@@ -108,8 +130,8 @@ void remove_rounded_blocks(const std::string& folder) {
   if (fs::is_empty(folder)) fs::remove(folder);
 }
 
-std::vector<RoundedLayer> read_rounded_block(const std::string& folder, int64_t block) {
-  return layers_of(read_state(file_of(folder, block)));
+RoundedBlock read_rounded_block(const std::string& folder, int64_t block) {
+  return block_of(read_state(file_of(folder, block)));
 }
 
 }  // namespace mcompress

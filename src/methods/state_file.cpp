@@ -33,8 +33,7 @@ std::string hash_of(const RunState& state) {
   std::string hashes;
   for (const auto& [name, tensor] : state.tensors) {
     const at::Tensor flat = tensor.detach().contiguous();
-    hashes += fmt::format("{} {}\n", name,
-                          sha256_of({static_cast<const std::byte*>(flat.const_data_ptr()), flat.nbytes()}));
+    hashes += fmt::format("{} {}\n", name, sha256_of(bytes_of(flat)));
   }
   for (const auto& [name, text] : state.texts) {
     if (name != kHash) hashes += fmt::format("{} {}\n", name, text);
@@ -56,7 +55,7 @@ void write_state(const RunState& state, const std::string& path) {
   writer.write_header(file);
   for (const auto& [name, tensor] : state.tensors) {
     const at::Tensor flat = tensor.detach().contiguous();
-    writer.write(file, name, 0, {static_cast<const std::byte*>(flat.const_data_ptr()), flat.nbytes()});
+    writer.write(file, name, 0, bytes_of(flat));
   }
   file.commit();
 }

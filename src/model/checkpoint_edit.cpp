@@ -3,14 +3,11 @@
 #include "mcompress/base/interrupt.h"
 #include "mcompress/formats/patch.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
 namespace {
-
-Bytes bytes_of(const at::Tensor& tensor) {
-  return {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()};
-}
 
 // Rows whose elements do not lie one after the other are changed in a copy of all their bytes.
 void produce_strided(const Array& array, const EditRows& edit, const std::function<void(Bytes)>& write) {

@@ -6,6 +6,7 @@
 #include "mcompress/base/interrupt.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/pieces.h"
 #include "stored_type.h"
 
 namespace mcompress {
@@ -13,10 +14,6 @@ namespace mcompress {
 namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{256} << 10;
-
-Bytes bytes_of(const at::Tensor& tensor) {
-  return {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()};
-}
 
 // Rows that fit one piece.
 int64_t rows_a_piece(const Array& array) {

@@ -7,6 +7,10 @@
 
 namespace mcompress {
 
+Bytes bytes_of(const at::Tensor& tensor) {
+  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
+}
+
 void for_row_pieces(int64_t first, int64_t last, int64_t columns,
                     const std::function<void(int64_t begin, int64_t end)>& use) {
   constexpr int64_t kPieceElements = int64_t{1} << 16;

@@ -175,6 +175,25 @@ ordered_json calibration_json(const std::optional<Calibration>& calibration) {
           {"blocks_kept", calibration->blocks_kept}};
 }
 
+ordered_json folds_json(const std::vector<Fold>& folds) {
+  ordered_json json = ordered_json::array();
+  for (const Fold& fold : folds)
+    json.push_back({{"from", fold.from},
+                    {"layers", fold.layers},
+                    {"plain_loss", fold.plain_loss},
+                    {"loss", fold.loss},
+                    {"power", fold.power},
+                    {"by_weight", fold.by_weight},
+                    {"made", fold.made}});
+  return json;
+}
+
+ordered_json findings_json(const std::vector<Finding>& findings) {
+  ordered_json json = ordered_json::array();
+  for (const Finding& finding : findings) json.push_back({{"where", finding.where}, {"what", finding.what}});
+  return json;
+}
+
 ordered_json layer_json(const LayerRecord& layer) {
   return {{"name", layer.name},
           {"kind", layer.kind},
@@ -339,6 +358,8 @@ ordered_json to_json(const Report& report) {
           {"layers", list_json(report.layers, layer_json)},
           {"quantization", quantization_json(report.quantization)},
           {"calibration", calibration_json(report.calibration)},
+          {"folds", folds_json(report.folds)},
+          {"findings", findings_json(report.findings)},
           {"training", training_json(report.training)},
           {"teacher", teacher_json(report.teacher)},
           {"distillation", distillation_json(report.distillation)},

@@ -1,81 +1,14 @@
 #include <cmath>
 
-#include "cli/run_mcompress.h"
+#include "cli/group_folder.h"
 
 namespace mcompress::testing {
 namespace {
 
 using nlohmann::json;
 
-// Numbers about 0 that are the same everywhere.
-std::string random_floats(size_t count, float size, uint64_t seed) {
-  std::string bytes;
-  for (size_t i = 0; i < count; ++i) {
-    seed = seed * 6364136223846793005U + 1442695040888963407U;
-    const float value = size * (static_cast<float>(seed >> 40U) / static_cast<float>(1U << 23U) - 1);
-    bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
-  }
-  return bytes;
-}
-
-// A llama of two blocks, 64 wide with 96 inner features, so that GPTQ's format takes its layers.
-class GptqFolder : public ::testing::Test {
+class GptqFolder : public GroupFolder {
  protected:
-  GptqFolder() {
-    std::filesystem::create_directory(folder_ / "model");
-    config_ = {{"model_type", "llama"},
-               {"architectures", {"LlamaForCausalLM"}},
-               {"vocab_size", 448},
-               {"hidden_size", 64},
-               {"intermediate_size", 96},
-               {"num_hidden_layers", 2},
-               {"num_attention_heads", 4},
-               {"num_key_value_heads", 2},
-               {"max_position_embeddings", 128},
-               {"tie_word_embeddings", true},
-               {"dtype", "float32"}};
-    add("model.embed_tokens", {448, 64}, 1);
-    add("model.norm", {64}, 1);
-    for (const std::string block : {"model.layers.0.", "model.layers.1."}) {
-      add(block + "input_layernorm", {64}, 1);
-      add(block + "post_attention_layernorm", {64}, 1);
-      for (const char* layer : {"q_proj", "o_proj"}) add(block + "self_attn." + layer, {64, 64}, 0.3F);
-      for (const char* layer : {"k_proj", "v_proj"}) add(block + "self_attn." + layer, {32, 64}, 0.3F);
-      for (const char* layer : {"gate_proj", "up_proj"}) add(block + "mlp." + layer, {96, 64}, 0.3F);
-      add(block + "mlp.down_proj", {64, 96}, 0.3F);
-    }
-    std::filesystem::copy(shipped("tokenizers/gpt2.json"), folder_ / "model/tokenizer.json");
-    write_file(folder_ / "model/LICENSE", "free\n");
-    std::string text;
-    for (int i = 0; i < 600; ++i)
-      text += "The quick brown fox " + std::to_string(i * i % 97) + " is told of " + std::to_string(i) +
-              " times.\n";
-    write_file(folder_ / "text.txt", text);
-    write_model();
-  }
-
-  void add(const std::string& layer, const std::vector<size_t>& shape, float size) {
-    size_t count = 1;
-    for (const size_t n : shape) count *= n;
-    tensors_[layer + ".weight"] = {shape, random_floats(count, size, tensors_.size() + 1)};
-  }
-
-  void write_model() const {
-    json header = json::object();
-    std::string data;
-    for (const auto& [name, tensor] : tensors_) {
-      header[name] = {{"dtype", "F32"},
-                      {"shape", tensor.first},
-                      {"data_offsets", {data.size(), data.size() + tensor.second.size()}}};
-      data += tensor.second;
-    }
-    const std::string text = header.dump();
-    const uint64_t size = text.size();
-    write_file(folder_ / "model/model.safetensors",
-               std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + text + data);
-    write_file(folder_ / "model/config.json", config_.dump());
-  }
-
   std::string gptq(const std::string& options, const std::string& output = "out") const {
     std::string run = "gptq " + (folder_ / "model") + " -o " + (folder_ / output) + " " + options + " ";
     for (const std::string& usual :
@@ -85,20 +18,6 @@ class GptqFolder : public ::testing::Test {
     }
     return run;
   }
-  json config_of(const std::string& output) const {
-    return json::parse(read_file(folder_ / (output + "/config.json")));
-  }
-  std::string bytes_of(const std::string& output) const {
-    return read_file(folder_ / (output + "/model.safetensors"));
-  }
-  double perplexity(const std::string& output) const {
-    return report_of("evaluate " + (folder_ / output) + " --eval-data " + (folder_ / "text.txt") +
-                     " --seqlen 64 --windows 20")["metrics"]["before"]["perplexity"]["value"];
-  }
-
-  TemporaryFolder folder_;
-  json config_;
-  std::map<std::string, std::pair<std::vector<size_t>, std::string>> tensors_;
 };
 
 TEST_F(GptqFolder, HasEveryLayerRoundedAndReported) {
@@ -396,7 +315,8 @@ TEST_F(GptqFolder, IsRefusedWhereItsTensorsAreWrong) {
   expect(with_data(".g_idx", "\xff\xff\xff\xff"), "g_idx has a group outside");
   expect(with_data(".scales", std::string("\0\x7c", 2)), "scales has NaN or infinite values");
   expect(with_header(layer + ".g_idx", layer + ".g_idy"), "lacks 'model.layers.1.mlp.down_proj.g_idx'");
-  expect(with_header(layer + ".qzeros", layer + ".weight"), "lacks 'model.layers.1.mlp.down_proj.qzeros'");
+  expect(with_header(layer + ".qzeros", layer + ".qzeroz"), "lacks 'model.layers.1.mlp.down_proj.qzeros'");
+  expect(with_header(layer + ".qzeros", layer + ".weight"), "has both a '.qweight' and a '.weight'");
   std::string turned = right;
   expect(turned.replace(turned.find("[12,64]", turned.find(layer + ".qweight")), 7, "[64,12]"), "down_proj");
   write_file(folder_ / "out/model.safetensors", right);

@@ -155,8 +155,11 @@ TEST(DecoderConfig, RefusesWeightsThatAreQuantizedInOtherWays) {
     return answer_to(copy.path());
   };
   EXPECT_EQ(with("/version", "1"), "");  // whose weights are all floating
-  EXPECT_TRUE(has(with("/quant_method", "awq"), "weights of 'awq' cannot be run yet"));
-  EXPECT_TRUE(has(with("/format", "pack-quantized"), "weights of format 'pack-quantized'"));
+  EXPECT_TRUE(has(with("/quant_method", "bitsandbytes"), "weights of 'bitsandbytes' cannot be run yet"));
+  EXPECT_TRUE(has(with("/format", "float-quantized"), "weights of format 'float-quantized'"));
+  Copy packed;
+  packed.config["quantization_config"] = {{"quant_method", "awq"}, {"bits", 4}, {"version", "gemv"}};
+  EXPECT_TRUE(has(answer_to(packed.path()), "awq of version 'gemv'"));
   EXPECT_TRUE(has(with("/config_groups/group_0/weights/num_bits", 4), "cannot be run yet"));
   EXPECT_TRUE(has(with("/config_groups/group_0/weights/symmetric", false), "cannot be run yet"));
   EXPECT_TRUE(has(with("/config_groups/group_0/output_activations", weights), "rounded outputs"));

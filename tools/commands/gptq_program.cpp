@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "gptq.h"
+#include "language_run.h"
 #include "mcompress/base/output.h"
 #include "mcompress/methods/program_gptq.h"
 #include "mcompress/model/open_program.h"

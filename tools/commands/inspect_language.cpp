@@ -180,7 +180,7 @@ void read_config(const std::string& path, Language& model) {
   if (model.tokenizer && model.tokenizer->kind.empty()) model.tokenizer.reset();
   if (!model.obstacle.empty()) return;
   const bool rounds = model.config->quantization.empty() && std::filesystem::is_directory(path);
-  if (rounds) model.commands.insert(model.commands.begin(), "gptq");
+  if (rounds) model.commands.insert(model.commands.begin(), {"gptq", "awq"});
   model.commands.insert(model.commands.begin(), "evaluate");
 }
 

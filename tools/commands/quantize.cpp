@@ -66,6 +66,30 @@ void check_static_options(const QuantizeCommand& options) {
     throw error(Exit::kUsage, "--tune needs --max-accuracy-drop and --eval-data");
 }
 
+void check_weight_only_options(const QuantizeCommand& options) {
+  const QuantizeCommand plain;
+  const std::map<std::string, bool> used = {
+      {"--observer", options.observer != plain.observer},
+      {"--weight-observer", options.weight_observer != plain.weight_observer},
+      {"--percentile", options.percentile != plain.percentile},
+      {"--weight-bits", options.weight_bits != plain.weight_bits},
+      {"--activation-bits", options.activation_bits != plain.activation_bits},
+      {"--bias-correction", options.bias_correction},
+      {"--sensitivity", options.sensitivity},
+      {"--tune", options.tune},
+      {"--dtype", options.dtype != plain.dtype},
+      {"--runtime", options.runtime != plain.runtime},
+      {"--per-tensor", options.per_tensor},
+      {"--embeddings", options.embeddings},
+      {"--only-if-faster", options.only_if_faster},
+      {"--calib-data", !options.calib_data.empty()}};
+  for (const auto& [name, given] : used) {
+    if (given)
+      throw error(Exit::kUsage, "{} means nothing with --mode weight-only, which has --bits and --group-size",
+                  name);
+  }
+}
+
 void check_options(const QuantizeCommand& options) {
   check_compress_options(options, "quantize");
   if (options.dtype != "int8" && options.per_tensor)
@@ -73,6 +97,8 @@ void check_options(const QuantizeCommand& options) {
   if (options.dtype != "int8" && options.runtime == "fbgemm")
     throw error(Exit::kUsage, "--runtime fbgemm goes with --dtype int8 only");
   check_training_options(options);
+  if (options.mode == "weight-only") return check_weight_only_options(options);
+  refuse_group_options(options.groups, "--mode weight-only");
   options.mode == "dynamic" ? check_dynamic_options(options) : check_static_options(options);
 }
 
@@ -80,8 +106,12 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
   check_options(options);
   const ModelFormat format = detect_model(options.model);
   check_for_format(options, format);
+  if (options.mode == "weight-only" && format != ModelFormat::kHuggingFace)
+    throw error(Exit::kUsage, "'{}' is {}, and --mode weight-only writes Hugging Face folders only; pass one",
+                options.model, name_of(format));
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
+  if (options.mode == "weight-only") return quantize_weights(options, run, report);
   if (format == ModelFormat::kTorchScript) {
     if (options.mode == "dynamic") return quantize_program(options, run, report);
     // The plan of QAT is that of static mode.
@@ -113,8 +143,10 @@ Command quantize_command() {
     app.add_option(
            "--mode", options->mode,
            "dynamic: weights are narrowed, activations when they come; static: activations too, on grids "
-           "chosen by calibration; qat: the same, after training with rounded weights and activations")
-        ->check(CLI::IsMember({"dynamic", "static", "qat"}));
+           "chosen by calibration; qat: the same, after training with rounded weights and activations; "
+           "weight-only: the weights of a folder's linear layers are rounded to nearest in groups, without "
+           "data")
+        ->check(CLI::IsMember({"dynamic", "static", "qat", "weight-only"}));
     app.add_option("--dtype", options->dtype, "Type of the stored weights")
         ->check(CLI::IsMember({"int8", "float16", "bfloat16"}));
     app.add_flag("--per-tensor", options->per_tensor, "One scale a weight instead of one an output channel");
@@ -155,6 +187,7 @@ Command quantize_command() {
                  "Measure on the calibration data what each layer costs alone");
     app.add_flag("--tune", options->tune,
                  "Keep the layers that cost most in float until --max-accuracy-drop holds");
+    add_group_options(app, options->groups, "Weight-only");
     add_train_options(app, options->training, 0.0003);
     app.add_option(
            "--teacher", options->tutoring.teacher,

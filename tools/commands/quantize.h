@@ -4,6 +4,7 @@
 #include <string>
 
 #include "compress_steps.h"
+#include "group_options.h"
 #include "mcompress/formats/checkpoint_files.h"
 #include "mcompress/methods/compress.h"
 #include "mcompress/model/layer.h"
@@ -33,6 +34,8 @@ struct QuantizeCommand : CompressOptions {
   bool learn_scales = false;
   int64_t freeze_bn_after = 0;
   std::optional<int64_t> freeze_observers_after;
+
+  GroupOptions groups;  // weight-only mode
 };
 
 // The kinds of input and ways: programs, and weights without one.
@@ -41,6 +44,7 @@ void quantize_program_static(const QuantizeCommand& options, const RunOptions& r
 void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run, Report& report);
 void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, const RunOptions& run,
                          Report& report);
+void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Report& report);
 
 // Why dynamic mode leaves a kind of layer alone; empty where it does not.
 std::string obstacle_of(LayerKind kind, const QuantizeCommand& options);

@@ -4,9 +4,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mcompress/formats/gguf.h"
+#include "mcompress/formats/gguf_write.h"
 
 namespace mcompress {
 
@@ -51,6 +53,11 @@ Tokenizer gguf_tokenizer(const GgufFile& file, const std::string& path);
 // merges.txt) or a GGUF file. Throws Error: 66 where there is none, 65.
 Tokenizer load_tokenizer(const std::string& path);
 bool has_tokenizer(const std::string& path);
+
+// The metadata by which a GGUF file of so many tokens describes the tokenizer.json of a folder. Throws
+// Error(65) for all but byte-level BPE whose way of cutting texts llama.cpp has a name for.
+std::vector<std::pair<std::string, GgufField>> gguf_tokenizer_fields(const std::string& folder,
+                                                                     int64_t vocabulary);
 
 // What a tokenizer is, read from its file without making it, which takes a tenth of the time.
 struct TokenizerSummary {

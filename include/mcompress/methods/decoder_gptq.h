@@ -33,11 +33,4 @@ struct DecoderGptqPlan {
 int64_t gptq_decoder(const Decoder& model, const at::Tensor& ids, const DecoderGptqPlan& plan,
                      const CheckpointOptions& checkpoint);
 
-// Removes what a run left in the folder, and the folder where it held nothing else.
-void remove_rounded_blocks(const std::string& folder);
-
-// The layers that the folder holds of a block; block number `blocks` of a model of so many is the head. None
-// where none of its layers are rounded.
-std::vector<RoundedLayer> read_rounded_block(const std::string& folder, int64_t block);
-
 }  // namespace mcompress

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -20,11 +22,33 @@ struct RoundedLayer {
   bool rounded = false;  // rounding to nearest lost less, and was taken
 };
 
+// Scales that were moved from what gives channels into the layers that take them (AWQ).
+struct Fold {
+  std::string from;                 // norm or layer
+  std::vector<std::string> layers;  // that take the channels
+  double plain_loss = 0, loss = 0;  // of these rounded to nearest, without scales and with them
+  double power = 0;                 // as in ChannelScale
+  bool by_weight = false, made = false;
+};
+
+// A block of a model once it is rounded.
+struct RoundedBlock {
+  std::vector<RoundedLayer> layers;
+  std::vector<Fold> folds;
+  std::map<std::string, at::Tensor> changed;  // float32: other tensors with new values, by their name
+};
+
 // Rounds one layer of this name; `seconds` is the caller's to tell.
 RoundedLayer round_layer(const std::string& name, const at::Tensor& weight, const GptqFactor& factor,
                          const GptqOptions& options);
 
 // One line of progress.
 std::string line_of(const RoundedLayer& layer, double seconds_left);
+
+// Removes what a run left in the folder, and the folder where it held nothing else.
+void remove_rounded_blocks(const std::string& folder);
+
+// What the folder holds of a block; block number `blocks` of a model of so many is the head.
+RoundedBlock read_rounded_block(const std::string& folder, int64_t block);
 
 }  // namespace mcompress

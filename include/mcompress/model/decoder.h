@@ -10,7 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "mcompress/formats/checkpoint_files.h"
-#include "mcompress/model/gptq_tensors.h"
+#include "mcompress/model/packed_layer.h"
 
 namespace mcompress {
 
@@ -75,9 +75,9 @@ struct DecoderConfig {
   std::vector<bool> rotates;        // by block, whether q and k are rotated
   std::vector<int64_t> windows;     // by block, how many tokens back attention reaches; 0: all
 
-  std::string quantization;               // "compressed-tensors, 8 bits"; empty where weights are floating
-  bool rounds_inputs = false;             // those of quantized layers, to 8 bits a token
-  GptqZeros zeros = GptqZeros::kLessOne;  // of layers in GPTQ's format
+  std::string quantization;             // "compressed-tensors, 8 bits"; empty where weights are floating
+  bool rounds_inputs = false;           // those of quantized layers, to 8 bits a token
+  std::optional<PackedForm> form = {};  // of packed layers
 
   std::string block_name(int64_t block) const;  // "model.layers.3."
 };
@@ -153,6 +153,9 @@ class Decoder {
 
   // The weight of a layer of a block or of the head, float32 [outputs, inputs].
   at::Tensor layer_weight(const std::string& layer) const;
+
+  // Any other tensor, as the file has it but in float32.
+  at::Tensor stored(const std::string& name) const;
 
   // Inputs of the head: hidden states behind the last block, normalized.
   at::Tensor head_inputs(const at::Tensor& hidden) const;

@@ -5,12 +5,17 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "mcompress/base/mapped_file.h"
+
 namespace mcompress {
 
 // Calls `use` with [begin, end) until the rows [first, last) of `columns` elements are covered, a piece
 // fitting a core's cache, so that temporaries stay small whatever the size of the tensor.
 void for_row_pieces(int64_t first, int64_t last, int64_t columns,
                     const std::function<void(int64_t begin, int64_t end)>& use);
+
+// The memory of a tensor whose elements lie one after the other.
+Bytes bytes_of(const at::Tensor& tensor);
 
 // One value a row, shaped to be multiplied with a tensor [rows, ...].
 at::Tensor by_rows(const at::Tensor& values, const at::Tensor& rows);

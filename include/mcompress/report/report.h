@@ -13,9 +13,11 @@
 #include "mcompress/measure/accuracy.h"
 #include "mcompress/measure/latency.h"
 #include "mcompress/measure/perplexity.h"
+#include "mcompress/methods/rounded_layer.h"
 #include "mcompress/methods/trainer.h"
 #include "mcompress/model/compressed_weight.h"
 #include "mcompress/model/layer.h"
+#include "mcompress/model/packed_verify.h"
 
 namespace mcompress {
 
@@ -201,6 +203,8 @@ struct Report {
   std::vector<LayerRecord> layers;
   std::optional<Quantization> quantization;
   std::optional<Calibration> calibration;
+  std::vector<Fold> folds;
+  std::vector<Finding> findings;  // of verify
   std::optional<Training> training;
   std::optional<TeacherRecord> teacher;
   std::optional<Distillation> distillation;

@@ -8,16 +8,13 @@
 #include "mcompress/base/sha256.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
 namespace {
 
 constexpr int64_t kHashDigits = 64;
-
-Bytes bytes_of(const at::Tensor& tensor) {
-  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
-}
 
 // A hash of the arrays but for the hash itself.
 std::string hash_of(const std::vector<Array>& arrays) {

@@ -91,7 +91,10 @@ DecoderConfig read_decoder_config(const std::string& path) {
   if (!root.is_object()) throw bad_data("{} is not a JSON object", name);
   const ConfigKeys keys(root, name);
   DecoderConfig config;
-  read_quantization(keys, config);
+  const FolderQuantization quantization = read_quantization(keys);
+  config.quantization = quantization.text;
+  config.rounds_inputs = quantization.rounds_inputs;
+  config.form = quantization.form;
   config.model_type = keys.text("model_type", "");
   const Architecture& architecture = architecture_of(config.model_type, name);
   read_sizes(keys, architecture, config);

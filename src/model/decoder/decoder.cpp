@@ -234,6 +234,10 @@ at::Tensor Decoder::layer_weight(const std::string& layer) const {
   return impl_->read_weight(layer).to(at::kFloat);
 }
 
+at::Tensor Decoder::stored(const std::string& name) const {
+  return impl_->weights->read(name).to(at::kFloat);
+}
+
 at::Tensor Decoder::head_inputs(const at::Tensor& hidden) const {
   return normalized(impl_->config, impl_->final_norm, hidden.to(impl_->compute));
 }

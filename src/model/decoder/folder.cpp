@@ -1,10 +1,10 @@
-#include <array>
-#include <string_view>
+#include <optional>
 #include <utility>
 
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/packed_folder.h"
 #include "source.h"
 
 namespace mcompress {
@@ -18,13 +18,11 @@ bool is_plain_float(DType dtype) {
 class FolderSource : public WeightSource {
  public:
   FolderSource(const std::string& path, const DecoderConfig& config)
-      : files_(read_checkpoint(path, ModelFormat::kHuggingFace)),
-        rounds_inputs_(config.rounds_inputs),
-        zeros_(config.zeros) {
+      : files_(read_checkpoint(path, ModelFormat::kHuggingFace)), rounds_inputs_(config.rounds_inputs) {
     for (size_t i = 0; i < files_.arrays.size(); ++i) index_[files_.arrays[i].name] = i;
-    if (config.quantization.starts_with("gptq")) find_groups(config, path);
+    if (config.form) find_packed(config, path);
     for (const Array& array : files_.arrays) {
-      if (is_part_of_group(array.name)) continue;
+      if (packed_ && packed_->is_part(array.name)) continue;
       shapes_[array.name] = array.shape;
       // The head beside the embedding that it is tied to is read to compare them.
       if (is_known_extra(array.name, config) && array.name != config.names.head + ".weight") continue;
@@ -42,10 +40,10 @@ class FolderSource : public WeightSource {
 
   // 8-bit codes times the scale of their row, or codes in groups.
   at::Tensor read(const std::string& name) const override {
-    if (const auto group = grouped_.find(name); group != grouped_.end()) {
-      const IntGroup weight = unpack_gptq(tensors_of(layer_of(name)), zeros_, layer_of(name));
+    if (const auto place = places_.find(name); place != places_.end()) {
+      const IntGroup weight = packed_->read(place->second.layer);
       const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
-      return group->second.transposed ? values.t() : values;
+      return place->second.transposed ? values.t() : values;
     }
     const at::Tensor values = array_named(name);
     if (values.scalar_type() != at::kChar) return values;
@@ -53,7 +51,7 @@ class FolderSource : public WeightSource {
   }
 
   bool rounds_inputs(const std::string& name) const override {
-    return rounds_inputs_ && !grouped_.contains(name) && files_.arrays[index_.at(name)].dtype == DType::kI8;
+    return rounds_inputs_ && !places_.contains(name) && files_.arrays[index_.at(name)].dtype == DType::kI8;
   }
 
   void give_back(const std::string& prefix) const override {
@@ -62,57 +60,24 @@ class FolderSource : public WeightSource {
   }
 
  private:
-  // Layers in GPTQ's format take the place of their ".weight", in the layout in which a float one is stored.
-  struct Grouped {
+  // A packed layer takes the place of its ".weight", in the layout in which a float one is stored.
+  struct Place {
+    std::string layer;
     bool transposed;
   };
 
-  static std::string layer_of(const std::string& weight) {
-    return weight.substr(0, weight.size() - std::string_view(".weight").size());
-  }
-
-  void find_groups(const DecoderConfig& config, const std::string& path) {
-    for (const Array& array : files_.arrays) {
-      if (!array.name.ends_with(kGptqParts[0])) continue;
-      const std::string layer =
-          array.name.substr(0, array.name.size() - std::string_view(kGptqParts[0]).size());
-      for (size_t i = 0; i < kGptqParts.size(); ++i) check_part(layer, i, path);
-      if (index_.contains(layer + ".weight"))
-        throw bad_data("'{}': layer '{}' has both a '.qweight' and a '.weight'", path, layer);
-      const int64_t outputs = array.shape[1], inputs = part_of(layer, 3).shape[0];
+  void find_packed(const DecoderConfig& config, const std::string& path) {
+    try {
+      packed_.emplace(files_, *config.form);
+    } catch (const Error& failure) {
+      throw error(failure.code(), "'{}': {}", path, failure.what());
+    }
+    for (const auto& [layer, sizes] : packed_->layers()) {
       const bool transposed = config.transposed && layer != config.names.head;
-      grouped_[layer + ".weight"] = {transposed};
-      shapes_[layer + ".weight"] = transposed ? Shape{inputs, outputs} : Shape{outputs, inputs};
+      places_[layer + ".weight"] = {layer, transposed};
+      shapes_[layer + ".weight"] =
+          transposed ? Shape{sizes.second, sizes.first} : Shape{sizes.first, sizes.second};
     }
-  }
-
-  void check_part(const std::string& layer, size_t part, const std::string& path) const {
-    constexpr std::array<size_t, 4> kDimensions = {2, 2, 2, 1};
-    const std::string name = layer + kGptqParts[part];
-    if (!index_.contains(name)) throw bad_data("'{}': layer '{}' lacks '{}'", path, layer, name);
-    const Array& array = part_of(layer, part);
-    const bool typed = part == 2 ? is_plain_float(array.dtype) : array.dtype == DType::kI32;
-    if (!typed || array.shape.size() != kDimensions[part])
-      throw bad_data("'{}': tensor '{}' is {} of {} dimensions, and GPTQ's is {} of {}", path, name,
-                     name_of(array.dtype), array.shape.size(), part == 2 ? "F16" : "I32", kDimensions[part]);
-  }
-
-  const Array& part_of(const std::string& layer, size_t part) const {
-    return files_.arrays[index_.at(layer + kGptqParts[part])];
-  }
-
-  GptqTensors tensors_of(const std::string& layer) const {
-    const auto part = [&](size_t i) { return array_named(layer + kGptqParts[i]); };
-    return {part(0), part(1), part(2), part(3)};
-  }
-
-  bool is_part_of_group(const std::string& name) const {
-    for (const char* part : kGptqParts) {
-      if (name.ends_with(part) &&
-          grouped_.contains(name.substr(0, name.size() - std::string_view(part).size()) + ".weight"))
-        return true;
-    }
-    return false;
   }
 
   at::Tensor array_named(const std::string& name) const {
@@ -136,9 +101,9 @@ class FolderSource : public WeightSource {
 
   CheckpointFiles files_;
   std::map<std::string, size_t> index_;
-  std::map<std::string, Grouped> grouped_;  // by the name that the float weight has
+  std::optional<PackedReader> packed_;
+  std::map<std::string, Place> places_;  // of packed layers, by the name that the float weight has
   bool rounds_inputs_;
-  GptqZeros zeros_;
 };
 
 }  // namespace

@@ -1,10 +1,12 @@
 #include "quantization_config.h"
 
+#include <algorithm>
 #include <optional>
 
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
+#include "mcompress/formats/json.h"
 
 namespace mcompress {
 
@@ -14,25 +16,29 @@ using nlohmann::json;
 
 Error unknown_quantization(const ConfigKeys& given, const std::string& what) {
   return bad_data(
-      "{}: the model is quantized already, and {} cannot be run yet; known are gptq, and compressed-tensors "
-      "with "
-      "symmetric 8-bit weights",
+      "{}: the model is quantized already, and {} cannot be run yet; known are gptq, awq (gemm), and "
+      "compressed-tensors with packed or symmetric 8-bit weights",
       given.name(), what);
 }
 
-// Reads what compressed-tensors says of 8-bit weights; other quantized weights cannot be run.
-void read_compressed_tensors(const ConfigKeys& given, DecoderConfig& config) {
+// Reads what compressed-tensors says of packed weights, whose tensors tell their bits and groups, and of
+// 8-bit ones; other quantized weights cannot be run.
+FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
   const auto unknown = [&](const std::string& what) { return unknown_quantization(given, what); };
   const std::string format = given.text("format", "");
-  if (format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
+  const bool packed = format == "pack-quantized";
+  if (!packed && format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
   if (!given.has("config_groups") || !given["config_groups"].is_object())
     throw unknown("weights without config_groups");
   for (const char* key : {"kv_cache_scheme", "transform_config", "sparsity_config"}) {
     if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
   }
+  int64_t bits = 0;
   const auto check = [&](const json& scheme, const char* what) {
     const ConfigKeys numbers(scheme, given.name());
     const std::string strategy = numbers.text("strategy", "");
+    bits = std::max(bits, numbers.count("num_bits", 0));
+    if (packed && numbers.text("type", "") == "int") return;
     const bool known = numbers.count("num_bits", 0) == 8 && numbers.text("type", "") == "int" &&
                        numbers.flag("symmetric", false) && !numbers.has("actorder") &&
                        (strategy == "channel" || strategy == "tensor" || strategy == "token");
@@ -45,6 +51,7 @@ void read_compressed_tensors(const ConfigKeys& given, DecoderConfig& config) {
     if (!group.value("output_activations", json()).is_null()) throw unknown("rounded outputs");
     check(group["weights"], "weights");
     const json inputs = group.value("input_activations", json());
+    if (packed && !inputs.is_null()) throw unknown("packed weights with input_activations");
     if (!inputs.is_null()) {
       check(inputs, "input_activations");
       if (inputs["strategy"] != "token" || inputs.value("dynamic", json()) != true)
@@ -54,28 +61,43 @@ void read_compressed_tensors(const ConfigKeys& given, DecoderConfig& config) {
     rounds = !inputs.is_null();
   }
   if (!rounds) throw unknown("weights without config_groups");
-  config.rounds_inputs = *rounds;
-  config.quantization = "compressed-tensors, 8 bits";
+  const auto form = packed ? std::optional(PackedForm::kCompressedTensors) : std::nullopt;
+  return {fmt::format("compressed-tensors, {} bits", bits), *rounds, form};
 }
 
 // The layers tell their bits and groups themselves.
-void read_gptq(const ConfigKeys& given, DecoderConfig& config) {
+FolderQuantization read_gptq(const ConfigKeys& given) {
   const std::string format = given.text("checkpoint_format", given.text("format", "gptq"));
   if (format != "gptq" && format != "gptq_v2")
     throw unknown_quantization(given, fmt::format("weights of checkpoint_format '{}'", format));
-  config.zeros = format == "gptq" ? GptqZeros::kLessOne : GptqZeros::kPlain;
-  config.quantization = fmt::format("gptq, {} bits", given.count("bits", 0));
+  return {fmt::format("gptq, {} bits", given.count("bits", 0)), false,
+          format == "gptq" ? PackedForm::kGptq : PackedForm::kGptqV2};
+}
+
+FolderQuantization read_awq(const ConfigKeys& given) {
+  const std::string version = given.text("version", "gemm");
+  const int64_t bits = given.count(given.has("bits") ? "bits" : "w_bit", 4);
+  if (version != "gemm" || bits != 4)
+    throw unknown_quantization(given, fmt::format("awq of version '{}' and {} bits", version, bits));
+  return {"awq, 4 bits", false, PackedForm::kAwq};
 }
 
 }  // namespace
 
-void read_quantization(const ConfigKeys& keys, DecoderConfig& config) {
-  if (!keys.has("quantization_config")) return;
+FolderQuantization read_quantization(const ConfigKeys& keys) {
+  if (!keys.has("quantization_config")) return {};
   const ConfigKeys given(keys["quantization_config"], keys.name() + ", quantization_config");
   const std::string method = given.text("quant_method", "");
-  if (method == "gptq") return read_gptq(given, config);
-  if (method == "compressed-tensors") return read_compressed_tensors(given, config);
+  if (method == "gptq") return read_gptq(given);
+  if (method == "awq") return read_awq(given);
+  if (method == "compressed-tensors") return read_compressed_tensors(given);
   throw unknown_quantization(given, fmt::format("weights of '{}'", method));
+}
+
+FolderQuantization read_quantization(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  const json config = read_json_file(path);
+  return read_quantization(ConfigKeys(config, fmt::format("'{}'", path)));
 }
 
 }  // namespace mcompress

@@ -1,12 +1,12 @@
 #pragma once
 
 #include "config_keys.h"
-#include "mcompress/model/decoder.h"
+#include "mcompress/model/packed_folder.h"
 
 namespace mcompress {
 
-// Reads the quantization_config of a config.json, if there is one: what GPTQ says of its weights, and
-// compressed-tensors of 8-bit ones. Throws Error(65) for others, which cannot be run.
-void read_quantization(const ConfigKeys& keys, DecoderConfig& config);
+// What a config.json says: GPTQ and AWQ of its weights, and compressed-tensors of packed and 8-bit ones.
+// Throws Error(65) for others, which cannot be run.
+FolderQuantization read_quantization(const ConfigKeys& keys);
 
 }  // namespace mcompress

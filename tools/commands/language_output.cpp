@@ -1,9 +1,8 @@
 #include <ATen/ATen.h>
 
-#include "gptq_language.h"
+#include "language_run.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/output.h"
-#include "mcompress/methods/decoder_gptq.h"
 #include "mcompress/model/checkpoint.h"
 #include "models.h"
 
@@ -27,8 +26,8 @@ class RoundedLayers {
     const int64_t block = block_of_.at(layer);
     if (block != held_) {
       layers_.clear();
-      for (RoundedLayer& read : read_rounded_block(folder_, block))
-        layers_[read.name] = std::move(read.weight);
+      RoundedBlock rounded = read_rounded_block(folder_, block);
+      for (RoundedLayer& read : rounded.layers) layers_[read.name] = std::move(read.weight);
       held_ = block;
     }
     return layers_.at(layer);
@@ -42,11 +41,17 @@ class RoundedLayers {
 };
 
 // The values that the codes stand for, in the type in which the array was stored.
-std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const LanguagePlan& plan,
-                                       const DecoderConfig& config, RoundedLayers& rounded) {
+std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const PackedPlan& plan,
+                                       const DecoderConfig& config, const PackedFolder& folder,
+                                       RoundedLayers& rounded) {
   std::map<size_t, EditRows> edits;
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const std::string& name = checkpoint.arrays[i].name;
+    if (const auto changed = folder.changed.find(name); changed != folder.changed.end()) {
+      edits[i] = [values = changed->second](const at::Tensor& rows, int64_t begin, int64_t end) {
+        return values.slice(0, begin, end).to(rows.scalar_type());
+      };
+    }
     if (!name.ends_with(".weight")) continue;
     const std::string layer = name.substr(0, name.rfind('.'));
     if (!plan.grids.contains(layer)) continue;
@@ -63,7 +68,7 @@ std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const 
 }
 
 // The file must give back what was put into it.
-void check_written(const Decoder& written, const LanguagePlan& plan, RoundedLayers& rounded, Report& report) {
+void check_written(const Decoder& written, const PackedPlan& plan, RoundedLayers& rounded, Report& report) {
   timed(report, "verify", [&] {
     for (const GroupedLayer& layer : plan.layers) {
       if (!plan.grids.contains(layer.name)) continue;
@@ -77,18 +82,24 @@ void check_written(const Decoder& written, const LanguagePlan& plan, RoundedLaye
 
 }  // namespace
 
-void write_output(const GptqCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
-                  const LanguagePlan& plan, const DecoderConfig& config, const std::string& state,
-                  Report& report) {
+void write_output(const LanguageRun& command, const RunOptions& run, const CheckpointFiles& checkpoint,
+                  const PackedPlan& plan, const DecoderConfig& config, PackedFolder& folder,
+                  const std::string& state, Report& report) {
+  const std::string& model = command.options.model;
   RoundedLayers rounded(state, config);
-  OutputFolder output(options.output, run.force);
+  for (int64_t block = 0; block < config.blocks; ++block) {
+    const RoundedBlock read = read_rounded_block(state, block);
+    for (const auto& [name, values] : read.changed) folder.changed[name] = values;
+    report.folds.insert(report.folds.end(), read.folds.begin(), read.folds.end());
+  }
+  OutputFolder output(command.options.output, run.force);
   timed(report, "write", [&] {
-    if (options.format == "dequantized") {
-      write_edited_folder(checkpoint, options.model, dense_edits(checkpoint, plan, config, rounded), output);
+    if (!form_of(command.groups)) {
+      write_edited_folder(checkpoint, model, dense_edits(checkpoint, plan, config, folder, rounded), output);
       return;
     }
-    write_gptq_folder(
-        checkpoint, options.model, folder_of(plan, config, options),
+    write_packed_folder(
+        checkpoint, model, folder,
         [&](const TakeLayer& take) {
           for (const GroupedLayer& layer : plan.layers) {
             if (plan.grids.contains(layer.name)) take(layer.name, rounded[layer.name]);
@@ -97,47 +108,38 @@ void write_output(const GptqCommand& options, const RunOptions& run, const Check
         output);
   });
   const Decoder written = reopen(report, [&] { return Decoder(output.temporary(), at::kFloat); });
-  if (options.format == "gptq") check_written(written, plan, rounded, report);
+  if (form_of(command.groups)) check_written(written, plan, rounded, report);
   output.commit();
 }
 
-void add_records(const LanguagePlan& plan, const GptqCommand& options, const DecoderConfig& config,
+void add_records(const LanguageRun& command, const PackedPlan& plan, const DecoderConfig& config,
                  const std::string& state, Report& report) {
   std::map<std::string, RoundedLayer> done;
   if (!state.empty()) {
     const bool head = plan.grids.contains(config.names.head);
     for (int64_t block = 0; block < config.blocks + (head ? 1 : 0); ++block) {
-      for (RoundedLayer& layer : read_rounded_block(state, block)) {
+      RoundedBlock rounded = read_rounded_block(state, block);
+      for (RoundedLayer& layer : rounded.layers) {
         layer.weight = {layer.weight.bits, {}, {}, {}, {}};  // a whole model's weights are not held
         done[layer.name] = std::move(layer);
       }
     }
   }
-  std::map<std::string, GptqLayer> layers;
-  for (const GroupedLayer& layer : plan.layers) {
-    if (plan.grids.contains(layer.name)) layers[layer.name] = gptq_layer(layer, plan.grids.at(layer.name));
-  }
   for (const Decision& decision : plan.decisions) {
-    const auto layer = layers.find(decision.name);
-    if (layer == layers.end()) {
-      report.layers.push_back(record_of(decision, "", 0));
-      continue;
-    }
-    const GptqLayer& form = layer->second;
-    const uint64_t bytes = gptq_bytes(form);
-    LayerRecord record = record_of(decision, fmt::format("int{}", form.bits),
-                                   options.format == "gptq" ? bytes : decision.bytes_before);
-    record.parameters = form.outputs * form.inputs;
-    report.calibration->weights += *record.parameters;
-    report.calibration->bytes += bytes;
+    LayerRecord record = record_of(decision, plan, command.groups, *report.calibration);
     if (const auto found = done.find(decision.name); found != done.end()) {
       const RoundedLayer& rounded = found->second;
       record.sqnr_db = rounded.sqnr_db;
       record.max_error = rounded.max_error;
-      record.rounding = rounding_of(rounded, form.group_size);
+      record.rounding = rounding_of(rounded, plan.grids.at(decision.name).group_size);
     }
     report.layers.push_back(std::move(record));
   }
+}
+
+GroupRounding rounding_of(const RoundedLayer& layer, int64_t group_size) {
+  return {layer.weight.bits, group_size,          layer.loss,    layer.rounded_loss,
+          layer.damping,     layer.dead_channels, layer.rounded, layer.seconds};
 }
 
 }  // namespace mcompress::cli

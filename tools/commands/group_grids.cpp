@@ -4,7 +4,8 @@
 
 #include <fmt/ranges.h>
 
-#include "gptq.h"
+#include "group_options.h"
+#include "mcompress/base/error.h"
 #include "mcompress/base/pattern.h"
 
 namespace mcompress::cli {
@@ -118,7 +119,7 @@ struct Indivisible {
 
 }  // namespace
 
-std::map<std::string, GroupGrid> choose_grids(const GptqCommand& options,
+std::map<std::string, GroupGrid> choose_grids(const GroupOptions& options,
                                               const std::vector<GroupedLayer>& layers,
                                               std::vector<Decision>& plan) {
   std::vector<LayerConfig> configs;

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "mcompress/formats/gguf_write.h"
+#include "mcompress/model/decoder.h"
+
+namespace mcompress {
+
+// Where a tensor of a language model goes in a GGUF file (gguf-py, constants.py).
+struct GgufPlace {
+  std::string source, name;    // with ".weight"
+  std::vector<int64_t> shape;  // of matrices [outputs, inputs]
+  // Of q and k of the llama architecture, whose rows llama.cpp has in another order: heads; else 0.
+  int64_t heads = 0;
+};
+
+// Metadata and places of a model in the order of a file. Throws Error(65) for architectures and ways of
+// rotating positions that are not written.
+std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderConfig& config,
+                                                                 const std::string& name);
+std::vector<GgufPlace> gguf_places(const DecoderConfig& config);
+
+// The values of one tensor as the file has them, float32.
+at::Tensor gguf_values(const Decoder& model, const GgufPlace& place);
+
+// Rows [n, columns] as blocks of the type, uint8 [n, bytes of a row].
+at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type);
+
+}  // namespace mcompress

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace mcompress {
+
+// Something in a compressed checkpoint that its readers would stumble over, or take for something else.
+struct Finding {
+  std::string where;  // a layer, tensor, file or key of a configuration
+  std::string what;
+};
+
+// A packed layer beside the weight that it was made of.
+struct LayerMatch {
+  std::string name;
+  double sqnr_db = 0;  // of the best fit where scales were moved into or out of its rows and columns
+};
+
+struct Verification {
+  std::vector<Finding> findings;
+  std::vector<LayerMatch> layers;  // of --against
+  int64_t checked = 0;             // packed layers
+};
+
+// Reads a Hugging Face folder of packed layers, whichever tool wrote it, and looks for what is wrong in it:
+// configuration against tensors, shapes and group counts, the convention of zero points, the order of groups,
+// scales that are 0 or not finite, tensors that are missing or left over, the index against the shards.
+// `against`: the folder that it was made of; layers that do not look like theirs are findings too.
+Verification verify_folder(const std::string& folder, const std::optional<std::string>& against);
+
+}  // namespace mcompress

@@ -1,0 +1,47 @@
+#include "mcompress/base/error.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/packed_folder.h"
+
+namespace mcompress {
+
+PackedReader::PackedReader(const CheckpointFiles& checkpoint, PackedForm form)
+    : checkpoint_(checkpoint), form_(form) {
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) index_[checkpoint.arrays[i].name] = i;
+  const std::vector<std::string>& suffixes = packed_suffixes(form);
+  for (const Array& array : checkpoint.arrays) {
+    if (!array.name.ends_with(suffixes[0])) continue;
+    const std::string layer = array.name.substr(0, array.name.size() - suffixes[0].size());
+    for (const std::string& suffix : suffixes) parts_.insert(layer + suffix);
+    if (index_.contains(layer + ".weight"))
+      throw bad_data("layer '{}' has both a '{}' and a '.weight'", layer, suffixes[0]);
+    layers_[layer] = packed_sizes(form, tensors_of(layer), layer);
+  }
+}
+
+std::optional<PackedForm> guess_form(const CheckpointFiles& checkpoint) {
+  bool words = false, order = false;
+  for (const Array& array : checkpoint.arrays) {
+    if (array.name.ends_with(".weight_packed")) return PackedForm::kCompressedTensors;
+    words = words || array.name.ends_with(".qweight");
+    order = order || array.name.ends_with(".g_idx");
+  }
+  if (!words) return std::nullopt;
+  return order ? PackedForm::kGptq : PackedForm::kAwq;
+}
+
+IntGroup PackedReader::read(const std::string& layer) const {
+  return unpack_layer(form_, tensors_of(layer), layer);
+}
+
+PackedTensors PackedReader::tensors_of(const std::string& layer) const {
+  PackedTensors tensors;
+  for (const std::string& suffix : packed_suffixes(form_)) {
+    const auto found = index_.find(layer + suffix);
+    if (found == index_.end()) continue;
+    const Array& array = checkpoint_.arrays[found->second];
+    tensors[suffix] = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
+  }
+  return tensors;
+}
+
+}  // namespace mcompress

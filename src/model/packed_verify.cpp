@@ -1,0 +1,334 @@
+#include "mcompress/model/packed_verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/pattern.h"
+#include "mcompress/formats/json.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/decoder.h"
+#include "mcompress/model/packed_folder.h"
+
+namespace mcompress {
+
+namespace {
+
+using nlohmann::json;
+
+bool is_gptq(PackedForm form) { return form == PackedForm::kGptq || form == PackedForm::kGptqV2; }
+
+double sqnr_of(const at::Tensor& exact, const at::Tensor& other) {
+  const double signal = exact.square().sum(at::kDouble).item<double>(),
+               noise = (exact - other).square().sum(at::kDouble).item<double>();
+  return noise == 0 ? 300 : 10 * std::log10(std::max(signal, 1e-300) / noise);
+}
+
+// Of the best scales of rows and columns, which AWQ moves between layers.
+double fitted_sqnr(const at::Tensor& exact, at::Tensor other) {
+  double best = sqnr_of(exact, other);
+  for (int round = 0; round < 2; ++round) {
+    for (const int64_t over : {0, 1}) {
+      const at::Tensor fit =
+          (exact * other).sum(over, true) / other.square().sum(over, true).clamp_min(1e-30);
+      other = other * fit;
+      best = std::max(best, sqnr_of(exact, other));
+    }
+  }
+  return best;
+}
+
+// What rounding to nearest gives is 6 dB a bit less some; half of it no rounding would lose.
+double least_sqnr(int bits) { return 6.0 * bits - 14; }
+
+class Verifier {
+ public:
+  explicit Verifier(const std::string& folder) : folder_(folder) {}
+
+  Verification run(const std::optional<std::string>& against) {
+    try {
+      config_ = read_json_file(folder_ + "/config.json");
+      files_ = read_checkpoint(folder_, ModelFormat::kHuggingFace);
+    } catch (const Error& failure) {
+      if (failure.code() != Exit::kBadData) throw;
+      find(folder_, failure.what());
+      return std::move(result_);
+    }
+    for (const Array& array : files_.arrays) names_.insert(array.name);
+    check_finite();
+    check_orphans();
+    if (const auto form = form_of_config()) check_layers(*form, against);
+    check_architecture();
+    return std::move(result_);
+  }
+
+ private:
+  void find(const std::string& where, const std::string& what) { result_.findings.push_back({where, what}); }
+
+  // What the configuration says, if it says something that is known.
+  std::optional<PackedForm> form_of_config() {
+    const auto guessed = guess_form(files_);
+    if (!config_.contains("quantization_config")) {
+      if (guessed)
+        find("config.json",
+             fmt::format("there are packed layers of {}, and no quantization_config", name_of(*guessed)));
+      return std::nullopt;
+    }
+    quantization_ = config_["quantization_config"];
+    check_second_config();
+    try {
+      const FolderQuantization read = read_quantization(folder_);
+      if (!read.form) return std::nullopt;
+      if (!guessed)
+        find("config.json",
+             fmt::format("quantization_config tells of {}, and no layer is packed", read.text));
+      const bool same = guessed && (name_of(*guessed) == std::string(name_of(*read.form)));
+      if (guessed && !same)
+        find("config.json", fmt::format("quantization_config tells of {}, and the tensors are those of {}",
+                                        name_of(*read.form), name_of(*guessed)));
+      return same ? read.form : std::nullopt;
+    } catch (const Error& failure) {
+      find("config.json", failure.what());
+      return std::nullopt;
+    }
+  }
+
+  // Which of the two a reader takes depends on the reader.
+  void check_second_config() {
+    const std::string path = folder_ + "/quantize_config.json";
+    if (!std::filesystem::exists(path)) return;
+    try {
+      const json other = read_json_file(path);
+      for (const auto& [key, value] : other.items()) {
+        if (quantization_.contains(key) && quantization_[key] != value)
+          find("quantize_config.json", fmt::format("'{}' is {}, and in config.json {}", key, value.dump(),
+                                                   quantization_[key].dump()));
+      }
+    } catch (const Error& failure) {
+      find("quantize_config.json", failure.what());
+    }
+  }
+
+  void check_finite() {
+    for (size_t i = 0; i < files_.arrays.size(); ++i) {
+      const Array& array = files_.arrays[i];
+      if (!is_floating(array.dtype)) continue;
+      check_interrupt();
+      const ElementCount count = count_elements_of(array, *files_.files[files_.file_of[i]]);
+      if (count.non_finite > 0)
+        find(array.name, fmt::format("has {} values that are NaN or infinite", count.non_finite));
+    }
+  }
+
+  // Parts of layers whose first tensor is not there.
+  void check_orphans() {
+    static const std::map<std::string, std::string> kFirst = {{".qzeros", ".qweight"},
+                                                              {".scales", ".qweight"},
+                                                              {".g_idx", ".qweight"},
+                                                              {".weight_scale", ".weight_packed"},
+                                                              {".weight_shape", ".weight_packed"},
+                                                              {".weight_zero_point", ".weight_packed"}};
+    for (const std::string& name : names_) {
+      const size_t dot = name.rfind('.');
+      if (dot == std::string::npos) continue;
+      const auto first = kFirst.find(name.substr(dot));
+      if (first == kFirst.end()) continue;
+      const std::string layer = name.substr(0, dot);
+      // A scale also goes with codes of 8 bits.
+      if (!names_.contains(layer + first->second) && !names_.contains(layer + ".weight"))
+        find(name, fmt::format("is left over: there is no '{}{}'", layer, first->second));
+    }
+  }
+
+  void check_layers(PackedForm form, const std::optional<std::string>& against) {
+    std::optional<PackedReader> reader;
+    try {
+      reader.emplace(files_, form);
+    } catch (const Error& failure) {
+      return find(folder_, failure.what());
+    }
+    const Originals originals(against);
+    for (const auto& [name, sizes] : reader->layers()) {
+      check_interrupt();
+      ++result_.checked;
+      try {
+        const IntGroup weight = reader->read(name);
+        check_layer(form, name, weight);
+        if (against) compare(name, weight, originals);
+      } catch (const Error& failure) {
+        find(name, failure.what());
+      }
+    }
+    if (form != PackedForm::kCompressedTensors) return;
+    try {
+      check_ignored(*reader);
+    } catch (const Error& failure) {
+      find("config.json", failure.what());
+    }
+  }
+
+  // Bits and group size that the configuration gives this layer; 0 where it does not say.
+  std::pair<int64_t, int64_t> wanted_of(PackedForm form, const std::string& name) const {
+    json scheme = quantization_;
+    if (form == PackedForm::kCompressedTensors) {
+      if (quantization_["config_groups"].size() != 1) return {0, 0};
+      const json& weights = quantization_["config_groups"].front()["weights"];
+      const json size = weights.value("group_size", json());
+      return {weights.value("num_bits", json(0)).get<int64_t>(),
+              size.is_number_integer() ? size.get<int64_t>() : -1};
+    }
+    const json dynamic = quantization_.value("dynamic", json());
+    if (dynamic.is_object()) {
+      for (const auto& [key, value] : dynamic.items()) {
+        if (!key.starts_with("+:") && !key.starts_with("^")) continue;
+        if (Pattern(key.starts_with("+:") ? key.substr(2) : key).matches(name)) scheme.update(value);
+      }
+    }
+    const auto number = [&](const char* key) {
+      return scheme.contains(key) && scheme[key].is_number_integer() ? scheme[key].get<int64_t>() : 0;
+    };
+    return {number("bits"), number("group_size")};
+  }
+
+  void check_layer(PackedForm form, const std::string& name, const IntGroup& weight) {
+    const auto [bits, group_size] = wanted_of(form, name);
+    if (bits != 0 && bits != weight.bits)
+      find(name,
+           fmt::format("its tensors are of {} bits, and quantization_config says {}", weight.bits, bits));
+    const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
+                  size = group_size < 0 ? channels : group_size;
+    if (size > 0 && groups != (channels + size - 1) / size)
+      find(name, fmt::format("it has {} groups, and a group_size of {} makes {} of its {} channels", groups,
+                             group_size, (channels + size - 1) / size, channels));
+    const int64_t none = weight.scale.eq(0).sum().item<int64_t>();
+    if (none > 0) find(name, fmt::format("{} of its scales are 0", none));
+    if (is_gptq(form)) check_gptq(form, name, weight);
+  }
+
+  void check_gptq(PackedForm form, const std::string& name, const IntGroup& weight) {
+    const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
+                  size = (channels + groups - 1) / groups, middle = 1 << (weight.bits - 1);
+    const at::Tensor counts = at::bincount(weight.groups, {}, groups);
+    const bool act_order = quantization_.value("desc_act", json(false)) == true;
+    if (!act_order && !weight.groups.equal(at::arange(channels).div(size, "floor")))
+      find(name, "g_idx is not in the order of channels, and desc_act says that it is");
+    if (counts.max().item<int64_t>() > size)
+      find(name, fmt::format("g_idx gives a group {} channels, and {} of {} make {}",
+                             counts.max().item<int64_t>(), groups, channels, size));
+    const bool symmetric = quantization_.value("sym", json(true)) == true;
+    if (symmetric && !weight.zero.eq(middle).all().item<bool>()) {
+      const bool other =
+          weight.zero.eq(form == PackedForm::kGptq ? middle + 1 : middle - 1).all().item<bool>();
+      find(name, other ? fmt::format("its zero points are {} in place of {}: qzeros are those of {}, and "
+                                     "checkpoint_format says {}",
+                                     weight.zero.max().item<int64_t>(), middle,
+                                     form == PackedForm::kGptq ? "gptq_v2" : "gptq",
+                                     form == PackedForm::kGptq ? "gptq" : "gptq_v2")
+                       : "its zero points are not the middle, and quantization_config says sym");
+    }
+    if (form == PackedForm::kGptq && !symmetric && weight.zero.eq(0).any().item<bool>())
+      find(name,
+           "has zero points of 0, for which checkpoint_format gptq has no number; readers disagree on them");
+  }
+
+  // The weights of --against by layer.
+  struct Originals {
+    explicit Originals(const std::optional<std::string>& folder) {
+      if (!folder) return;
+      files = read_checkpoint(*folder, detect_model(*folder));
+      for (size_t i = 0; i < files.arrays.size(); ++i) index[files.arrays[i].name] = i;
+    }
+    CheckpointFiles files;
+    std::map<std::string, size_t> index;
+  };
+
+  void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
+    const auto found = originals.index.find(name + ".weight");
+    if (found == originals.index.end()) return find(name, "the original has no such layer");
+    const Array& array = originals.files.arrays[found->second];
+    if (array.shape.size() != 2 || !is_floating(array.dtype))
+      return find(name, "the original's weight is no floating matrix");
+    at::Tensor exact = rows_of(array, 0, array.shape[0]).to(at::kFloat);
+    const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
+    if (exact.sizes() != values.sizes() && exact.t().sizes() == values.sizes()) exact = exact.t();
+    if (exact.sizes() != values.sizes())
+      return find(name, fmt::format("is [{}, {}], and the original's weight [{}, {}]", values.size(0),
+                                    values.size(1), exact.size(0), exact.size(1)));
+    const double sqnr = fitted_sqnr(exact, values);
+    result_.layers.push_back({name, sqnr});
+    if (sqnr < least_sqnr(weight.bits))
+      find(name, fmt::format(
+                     "has {:.1f} dB beside the original, and {} bits should give {:.0f} at least: its codes, "
+                     "scales or order look wrong",
+                     sqnr, weight.bits, least_sqnr(weight.bits)));
+    originals.files.files[originals.files.file_of[found->second]]->drop(array.bytes);
+  }
+
+  // Readers make every Linear of the targets a packed one.
+  void check_ignored(const PackedReader& reader) {
+    std::vector<std::string> names;
+    std::vector<Pattern> patterns;
+    for (const json& entry : quantization_.value("ignore", json::array())) {
+      if (!entry.is_string()) continue;
+      const auto text = entry.get<std::string>();
+      if (text.starts_with("re:")) {
+        patterns.emplace_back("^" + text.substr(3));
+      } else {
+        names.push_back(text);
+      }
+    }
+    const auto ignored = [&](const std::string& name) {
+      for (const Pattern& pattern : patterns) {
+        if (pattern.matches(name)) return true;
+      }
+      return std::find(names.begin(), names.end(), name) != names.end();
+    };
+    for (const auto& [name, sizes] : reader.layers()) {
+      if (ignored(name)) find(name, "is packed, and quantization_config ignores it");
+    }
+    for (const Array& array : files_.arrays) {
+      LayerKind kind{};
+      if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear)
+        continue;
+      const std::string name = array.name.substr(0, array.name.rfind('.'));
+      if (!ignored(name)) find(name, "is not packed, and quantization_config does not ignore it");
+    }
+  }
+
+  // A language model lacks nothing and has nothing else.
+  void check_architecture() {
+    if (!result_.findings.empty()) return;
+    try {
+      read_model_config(folder_);
+    } catch (const Error&) {
+      return;  // of another kind, which is fine
+    }
+    try {
+      const Decoder model(folder_, at::kFloat);
+    } catch (const Error& failure) {
+      find(folder_, failure.what());
+    }
+  }
+
+  std::string folder_;
+  json config_, quantization_;
+  CheckpointFiles files_;
+  std::set<std::string> names_;
+  Verification result_;
+};
+
+}  // namespace
+
+Verification verify_folder(const std::string& folder, const std::optional<std::string>& against) {
+  return Verifier(folder).run(against);
+}
+
+}  // namespace mcompress

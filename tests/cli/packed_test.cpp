@@ -1,0 +1,188 @@
+#include "cli/group_folder.h"
+
+namespace mcompress::testing {
+namespace {
+
+using nlohmann::json;
+
+class PackedFormats : public GroupFolder {
+ protected:
+  std::string weight_only(const std::string& options, const std::string& output = "out",
+                          const std::string& model = "model") const {
+    return "quantize " + (folder_ / model) + " -o " + (folder_ / output) + " --mode weight-only --force " +
+           options;
+  }
+  std::string convert(const std::string& from, const std::string& to, const std::string& options) const {
+    return "convert " + (folder_ / from) + " -o " + (folder_ / to) + " --force " + options;
+  }
+  std::string awq(const std::string& options, const std::string& output = "out") const {
+    return "awq " + (folder_ / "model") + " -o " + (folder_ / output) +
+           " --force --group-size 32 --seqlen 64 --nsamples 20 --calib-data " + (folder_ / "text.txt") + " " +
+           options;
+  }
+};
+
+TEST_F(PackedFormats, AreWrittenWithoutData) {
+  const json plain = report_of("inspect " + (folder_ / "model"));
+  for (const std::string format : {"gptq", "awq", "compressed-tensors"}) {
+    for (const std::string grid : {"--sym", "--asym"}) {
+      const json report = report_of(weight_only("--group-size 32 --format " + format + " " + grid));
+      EXPECT_EQ(report["output"]["format"], format);
+      EXPECT_EQ(report["output"]["bytes"], report["size"]["predicted_bytes"]);
+      EXPECT_EQ(report["input"]["parameters"], report["output"]["parameters"]);
+      EXPECT_NEAR(report["calibration"]["bits_per_weight"].get<double>(), 4 + 20.0 / 32, 0.7) << format;
+      for (const json& layer : report["layers"]) {
+        if (layer["kind"] == "linear") {
+          EXPECT_GT(layer["sqnr_db"].get<double>(), 15) << layer;
+        }
+      }
+      const json quantization = config_of("out")["quantization_config"];
+      EXPECT_EQ(quantization["quant_method"], format);
+      EXPECT_EQ(std::filesystem::exists(folder_ / "out/quantize_config.json"), format == "gptq");
+      const json inspected = report_of("inspect " + (folder_ / "out"));
+      EXPECT_EQ(inspected["input"]["parameters"], plain["input"]["parameters"]);
+    }
+  }
+}
+
+// The same codes have the same values, whatever they are packed in.
+TEST_F(PackedFormats, KeepTheirCodesWhenConverted) {
+  report_of(weight_only("--group-size 32 --asym --format gptq", "first"));
+  const double expected = perplexity("first");
+  std::string from = "first";
+  for (const std::string to : {"awq", "compressed-tensors", "gptq", "compressed-tensors", "awq", "gptq"}) {
+    const std::string output = from == "a" ? "b" : "a";
+    const json report = report_of(convert(from, output, "--format " + to));
+    EXPECT_EQ(report["output"]["format"], to);
+    EXPECT_EQ(report["output"]["bytes"], report["size"]["predicted_bytes"]);
+    EXPECT_EQ(perplexity(output), expected) << to;
+    from = output;
+  }
+  EXPECT_EQ(bytes_of(from), bytes_of("first"));
+  report_of(convert(from, "dense", "--format dequantized"));
+  EXPECT_FALSE(config_of("dense").contains("quantization_config"));
+  EXPECT_NEAR(perplexity("dense"), expected, 1e-4 * expected);
+}
+
+TEST_F(PackedFormats, AreRoundedAgainOnlyWhenAsked) {
+  report_of(weight_only("--group-size 32 --bits 3 --format gptq", "three"));
+  expect_all({{convert("three", "no", "--format awq"), 2, "has no weights of 3 bits"},
+              {convert("three", "no", "--format compressed-tensors"), 2, "--allow-requantize"},
+              {convert("model", "no", "--format awq"), 2, "holds no packed layers"},
+              {convert("three", "three", "--format gptq"), 73, "is the input"},
+              {"convert " + (folder_ / "three") + " --format gptq", 2, "needs -o"},
+              {"convert " + shipped("fashion_mlp.pt") + " --format gptq -o " + (folder_ / "no"), 2,
+               "convert takes the Hugging Face"}},
+             folder_ / "no");
+  const json report = report_of(convert("three", "four", "--format awq --allow-requantize"));
+  EXPECT_TRUE(contains(report["layers"][0]["reason"].get<std::string>(), "rounded again"));
+  EXPECT_NEAR(perplexity("four"), perplexity("three"), 0.05 * perplexity("three"));
+  const Outcome plan = run_mcompress("convert " + (folder_ / "three") + " --format gptq --dry-run");
+  EXPECT_EQ(plan.exit_code, 0) << plan.err;
+  EXPECT_TRUE(contains(plan.out, "model.layers.1.mlp.down_proj")) << plan.out;
+}
+
+TEST_F(PackedFormats, RefuseWhatTheyHaveNoPlaceFor) {
+  const std::string small = "--group-size 32 ";
+  expect_all(
+      {{weight_only(small + "--format awq --bits 8"), 2, "has no weights of 8 bits; use 4"},
+       {weight_only(small + "--format compressed-tensors --bits 2"), 2, "use 4 or 8"},
+       {weight_only("--group-size 64 --group-size-fallback tail --format awq"), 2, "groups of one size"},
+       {weight_only("--group-size 64 --format awq"), 2, "does not divide"},
+       {weight_only(small + "--format awq --layer-config down_proj=group:96"), 2, "one group size for all"},
+       {weight_only(small + "--observer minmax"), 2, "--observer means nothing with --mode weight-only"},
+       {weight_only(small + "--format int3"), 2, "int3"},
+       {"quantize " + (folder_ / "model") + " -o " + (folder_ / "out") + " --bits 4 --group-size 32", 2,
+        "--group-size goes with --mode weight-only"},
+       {"quantize " + shipped("fashion_mlp.pt") + " -o " + (folder_ / "out") + " --mode weight-only", 2,
+        "writes Hugging Face folders only"},
+       {awq("--format awq --bits 3"), 2, "has no weights of 3 bits"},
+       {awq("--lm-head"), 2, "its embedding"},
+       {"awq " + shipped("fashion_mlp.pt") + " --calib-data x -o " + (folder_ / "out"), 2,
+        "no pairs of layers"},
+       {"awq " + (folder_ / "model") + " -o " + (folder_ / "out"), 2, "awq needs --calib-data"}},
+      folder_ / "out");
+}
+
+TEST_F(PackedFormats, TakeAnyModelWithMatrices) {
+  config_ = {{"model_type", "bert"}};
+  write_model();
+  const json report = report_of(weight_only("--group-size 32 --format compressed-tensors"));
+  EXPECT_TRUE(contains(report["warnings"][0].get<std::string>(), "every matrix counts"));
+  const json inspected = report_of("inspect " + (folder_ / "out"));
+  EXPECT_EQ(inspected["input"]["parameters"], report["input"]["parameters"]);
+  config_["quantization_config"] = {{"quant_method", "bitsandbytes"}};
+  write_model();
+  expect_all({{weight_only("--group-size 32", "no"), 65, "bitsandbytes"}}, folder_ / "no");
+}
+
+TEST_F(PackedFormats, LoseLessByAwq) {
+  // A channel of the norms that is much larger than the others is what AWQ is for.
+  for (const std::string block : {"model.layers.0.", "model.layers.1."}) {
+    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"}) {
+      auto* values = reinterpret_cast<float*>(tensors_.at(block + norm).second.data());
+      for (int i = 0; i < 64; i += 16) values[i] = 12;
+    }
+  }
+  write_model();
+  const double exact = perplexity("model");
+  report_of(weight_only("--group-size 32 --no-mse --asym --format awq", "nearest"));
+  const json report = report_of(awq("--asym"));
+  EXPECT_EQ(report["output"]["format"], "awq");
+  EXPECT_LT(std::abs(perplexity("out") - exact), std::abs(perplexity("nearest") - exact));
+  // Two norms and up of each block; v is shared by heads.
+  ASSERT_EQ(report["folds"].size(), 6);
+  for (const json& fold : report["folds"]) {
+    EXPECT_TRUE(fold["made"]) << fold;
+    EXPECT_LT(fold["loss"].get<double>(), fold["plain_loss"].get<double>()) << fold;
+  }
+  for (const json& layer : report["layers"]) {
+    if (layer["kind"] != "linear") continue;
+    EXPECT_LT(layer["rounding"]["loss"].get<double>(), layer["rounding"]["rounded_loss"].get<double>())
+        << layer;
+  }
+  report_of(awq("--asym --gptq --format dequantized", "both"));
+  EXPECT_LT(std::abs(perplexity("both") - exact), std::abs(perplexity("nearest") - exact));
+}
+
+TEST_F(PackedFormats, BecomeGgufFiles) {
+  const double exact = perplexity("model");
+  const auto gguf = [&](const std::string& from, const std::string& type) {
+    return report_of("convert " + (folder_ / from) + " --force --format gguf --type " + type + " -o " +
+                     (folder_ / "model.gguf"));
+  };
+  const json report = gguf("model", "F32");
+  EXPECT_EQ(report["output"]["format"], "gguf");
+  EXPECT_EQ(report["output"]["bytes"], report["size"]["predicted_bytes"]);
+  EXPECT_EQ(report["output"]["parameters"], report["input"]["parameters"]);
+  EXPECT_NEAR(perplexity("model.gguf"), exact, 1e-5 * exact);
+  gguf("model", "Q8_0");
+  EXPECT_NEAR(perplexity("model.gguf"), exact, 0.02 * exact);
+  // Its rows are shorter than a block of Q4_K.
+  for (const json& layer : gguf("model", "Q4_K")["layers"]) {
+    EXPECT_EQ(layer["decision"], "Q8_0");
+    EXPECT_TRUE(contains(layer["reason"].get<std::string>(), "no whole blocks of 256")) << layer;
+  }
+  report_of(weight_only("--group-size 32 --format gptq", "packed"));
+  gguf("packed", "F32");
+  EXPECT_NEAR(perplexity("model.gguf"), perplexity("packed"), 1e-5 * exact);
+  expect_all({{convert("model", "no", "--format gguf --type Q5_K"), 2, "Q5_K"},
+              {"convert " + (folder_ / "model.gguf") + " --format gguf -o " + (folder_ / "no"), 2,
+               "takes the Hugging Face"}},
+             folder_ / "no");
+  config_["sliding_window"] = 16;
+  config_["model_type"] = "mistral";
+  write_model();
+  expect_all({{convert("model", "no", "--format gguf"), 65, "look back 16 tokens"}}, folder_ / "no");
+}
+
+TEST_F(PackedFormats, HaveTheSameBytesByAwqForAnyThreads) {
+  // The values of the recipe are the defaults.
+  const json report = report_of(awq("--threads 1 --config " + recipe("awq.toml"), "one"));
+  EXPECT_EQ(report["settings_from"]["scale_grid"], "config");
+  report_of(awq("--threads 2", "two"));
+  EXPECT_EQ(bytes_of("one"), bytes_of("two"));
+}
+
+}  // namespace
+}  // namespace mcompress::testing

@@ -1,0 +1,240 @@
+#include "convert.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/output.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/methods/group_grid.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/packed_folder.h"
+#include "mcompress/report/version.h"
+#include "models.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+// How a layer's codes lie, as another form must hold them.
+struct Stored {
+  PackedLayer layer;
+  bool in_order = true;                // groups are neighbours of one size
+  std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
+};
+
+Stored describe(const std::string& name, const IntGroup& weight) {
+  const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
+                size = (channels + groups - 1) / groups;
+  Stored stored;
+  const at::Tensor expected = at::arange(channels).div(size, "floor");
+  stored.in_order = weight.groups.equal(expected);
+  stored.layer = {
+      name,        weight.codes.size(0),    channels,
+      weight.bits, groups == 1 ? -1 : size, weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>()};
+  return stored;
+}
+
+// The layers of the source, and the folder that holds them in the other form.
+struct Plan {
+  std::vector<Stored> layers;
+  PackedFolder folder;
+};
+
+// Why the codes cannot be taken over as they are; empty where they can.
+std::string refusal_of(PackedForm form, const Stored& stored) {
+  if (!stored.in_order && form != PackedForm::kGptq && form != PackedForm::kGptqV2)
+    return fmt::format("its groups are in the order of act-order (g_idx), which --format {} has no place for",
+                       name_of(form));
+  const std::string obstacle = packed_obstacle(form, stored.layer.outputs, stored.layer.inputs);
+  return obstacle.empty() ? packed_refusal(form, stored.layer) : obstacle;
+}
+
+// Takes the next width that the form has, with groups of neighbours. Throws Error(2) where its sizes do not
+// fit.
+void round_anew(PackedForm form, Stored& stored) {
+  PackedLayer& layer = stored.layer;
+  const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
+  if (!obstacle.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, obstacle);
+  layer.bits = layer.bits <= 4 || form == PackedForm::kAwq ? 4 : 8;
+  if (layer.group_size > 0 && layer.inputs % layer.group_size != 0) layer.group_size = -1;
+  stored.anew = GroupGrid{layer.bits, layer.group_size, layer.symmetric, true};
+  stored.in_order = true;
+}
+
+// The layer as it is written.
+IntGroup converted(const Stored& stored, const PackedReader& reader) {
+  IntGroup weight = reader.read(stored.layer.name);
+  if (!stored.anew) return weight;
+  return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
+}
+
+Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& reader, PackedForm source,
+                     const ConvertCommand& options) {
+  Plan plan;
+  bool symmetric = true;
+  std::map<std::pair<int, int64_t>, size_t> uses;
+  for (const auto& [name, sizes] : reader.layers()) {
+    check_interrupt();
+    plan.layers.push_back(describe(name, reader.read(name)));
+    const Stored& stored = plan.layers.back();
+    symmetric = symmetric && stored.layer.symmetric;
+  }
+  GroupOptions groups = options.groups;
+  groups.symmetric = symmetric;
+  PackedFolder& folder = plan.folder;
+  folder.form = form_of(groups);
+  folder.source_form = source;
+  folder.symmetric = symmetric;
+  folder.shard_bytes = groups.shard_bytes;
+  folder.version = kVersion;
+  folder.head = "lm_head";
+  for (Stored& stored : plan.layers) {
+    stored.layer.symmetric = symmetric;
+    const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
+    if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
+    folder.layers.push_back(stored.layer);
+    ++uses[{stored.layer.bits, stored.layer.group_size}];
+    folder.act_order = folder.act_order || !stored.in_order;
+    if (stored.layer.name == folder.head) folder.head.clear();
+    if (refusal.empty()) continue;
+    if (!options.allow_requantize)
+      throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds its values again",
+                  stored.layer.name, refusal);
+  }
+  // What most layers have is the configuration's own.
+  const auto most = std::max_element(uses.begin(), uses.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  folder.bits = most->first.first;
+  folder.group_size = most->first.second;
+  if (folder.form == PackedForm::kAwq && uses.size() > 1)
+    throw error(Exit::kUsage,
+                "--format awq has one group size for all layers, and '{}' has {}; use --format gptq or "
+                "compressed-tensors",
+                options.model, uses.size());
+  // Linear layers that are not packed must be named.
+  for (const Array& array : checkpoint.arrays) {
+    LayerKind kind{};
+    if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear) continue;
+    const std::string name = array.name.substr(0, array.name.rfind('.'));
+    if (name != "lm_head") folder.kept.push_back(name);
+  }
+  return plan;
+}
+
+void write_converted(const Plan& plan, const CheckpointFiles& checkpoint, const PackedReader& reader,
+                     const ConvertCommand& options, const RunOptions& run, Report& report) {
+  OutputFolder output(options.output, run.force);
+  timed(report, "write", [&] {
+    Progress progress("convert", static_cast<int64_t>(plan.layers.size()));
+    write_packed_folder(
+        checkpoint, options.model, plan.folder,
+        [&](const TakeLayer& take) {
+          for (const Stored& stored : plan.layers) {
+            take(stored.layer.name, converted(stored, reader));
+            progress.step();
+          }
+        },
+        output);
+  });
+  const CheckpointFiles written =
+      reopen(report, [&] { return read_checkpoint(output.temporary(), ModelFormat::kHuggingFace); });
+  if (plan.folder.form) {
+    timed(report, "verify", [&] {
+      const PackedReader again(written, *plan.folder.form);
+      for (const Stored& stored : plan.layers) {
+        check_interrupt();
+        const IntGroup before = converted(stored, reader), after = again.read(stored.layer.name);
+        const bool same = before.bits == after.bits && before.codes.equal(after.codes) &&
+                          before.scale.equal(after.scale) && before.zero.equal(after.zero) &&
+                          before.groups.equal(after.groups);
+        if (!same)
+          throw error(Exit::kInternal,
+                      "internal error: layer '{}' is not read as it was written; please report it",
+                      stored.layer.name);
+      }
+    });
+  }
+  output.commit();
+}
+
+void convert(const ConvertCommand& options, const RunOptions& run, Report& report) {
+  if (options.output.empty() && !options.dry_run)
+    throw error(Exit::kUsage, "convert needs -o/--output, or --dry-run");
+  check_not_stdout(options.output);
+  const ModelFormat format = detect_model(options.model);
+  if (format != ModelFormat::kHuggingFace)
+    throw error(Exit::kUsage, "'{}' is {}; convert takes the Hugging Face folder of a model", options.model,
+                name_of(format));
+  if (options.groups.format == "gguf") return convert_to_gguf(options, run, report);
+  if (!options.output.empty()) check_output(options.output, OutputKind::kFolder, run.force, run.inputs);
+  BackgroundHash hash(options.model);
+  const FolderQuantization quantization = read_quantization(options.model);
+  if (!quantization.form)
+    throw error(Exit::kUsage,
+                "'{}' holds no packed layers ({}); round them with 'mcompress quantize --mode weight-only'",
+                options.model, quantization.text.empty() ? "its weights are floating" : quantization.text);
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
+  report.warnings = checkpoint.notes;
+  const PackedReader reader(checkpoint, *quantization.form);
+  if (reader.layers().empty()) throw bad_data("'{}' has no packed layer", options.model);
+  const Plan plan =
+      timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, *quantization.form, options); });
+  report.predicted_bytes = predict_packed_folder_bytes(checkpoint, options.model, plan.folder);
+  report.input =
+      describe_artifact(options.model, name_of(*quantization.form), count_checkpoint(checkpoint), hash);
+  for (const Stored& stored : plan.layers) {
+    LayerRecord record;
+    record.name = stored.layer.name;
+    record.kind = "linear";
+    record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
+    if (stored.anew) record.reason = "rounded again, since the format has no place for its codes";
+    record.parameters = stored.layer.outputs * stored.layer.inputs;
+    record.bytes_before = packed_bytes(*quantization.form, stored.layer);
+    record.bytes_after = plan.folder.form ? packed_bytes(*plan.folder.form, stored.layer)
+                                          : 4 * static_cast<uint64_t>(*record.parameters);
+    report.layers.push_back(std::move(record));
+  }
+  if (options.dry_run) return finish_dry_run(run, report);
+  check_output(options.output, OutputKind::kFolder, run.force, run.inputs, *report.predicted_bytes);
+  write_converted(plan, checkpoint, reader, options, run, report);
+  report.output =
+      describe_artifact(options.output, plan.folder.form ? name_of(*plan.folder.form) : name_of(format),
+                        {report.input->parameters, {}});
+}
+
+}  // namespace
+
+Command convert_command() {
+  auto options = std::make_shared<ConvertCommand>();
+  const auto add_options = [options](CLI::App& app) {
+    app.add_option("model,-m,--model", options->model,
+                   "Hugging Face folder of GPTQ, AWQ or compressed-tensors; for gguf any language model's")
+        ->required();
+    app.add_option("-o,--output", options->output, "The folder to write, or for gguf the file");
+    app.add_flag("--dry-run", options->dry_run, "Print what becomes of each layer, and stop");
+    app.add_option(
+           "--format", options->groups.format,
+           "gptq, awq or compressed-tensors: the same codes in another packing; dequantized: float32; "
+           "gguf: one file for llama.cpp")
+        ->required()
+        ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized", "gguf"}));
+    app.add_option("--type", options->type, "Of the matrices of a GGUF file; norms and biases are F32")
+        ->check(CLI::IsMember(gguf_type_names()));
+    app.add_flag("--allow-requantize", options->allow_requantize,
+                 "Round the values of layers again whose codes the format has no place for");
+    app.add_option("--max-shard-size", options->groups.shard_bytes, "Largest file of tensors, such as 5GB")
+        ->transform(CLI::AsSizeValue(true))
+        ->check(CLI::Range(uint64_t{1} << 14, uint64_t{1} << 50));
+  };
+  const auto run = [options](const RunOptions& r, Report& report) { convert(*options, r, report); };
+  return {"convert", "Give a model another format: the codes of packed weights exactly, or GGUF", add_options,
+          run};
+}
+
+}  // namespace mcompress::cli

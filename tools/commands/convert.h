@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "compress_steps.h"
+#include "group_options.h"
+
+namespace mcompress::cli {
+
+struct ConvertCommand {
+  std::string model, output;
+  GroupOptions groups;        // only the format and the size of shards
+  std::string type = "Q8_0";  // of matrices in a GGUF file
+  bool allow_requantize = false, dry_run = false;
+};
+
+void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Report& report);
+std::vector<std::string> gguf_type_names();
+
+}  // namespace mcompress::cli

@@ -1,0 +1,111 @@
+#include <filesystem>
+#include <map>
+
+#include <ATen/ATen.h>
+
+#include "convert.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/output.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/data/tokenizer.h"
+#include "mcompress/model/gguf_export.h"
+#include "mcompress/model/pieces.h"
+#include "models.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+struct NamedType {
+  GgufType type;
+  uint32_t file_type;  // general.file_type (llama.h)
+};
+
+const std::map<std::string, NamedType>& types() {
+  static const std::map<std::string, NamedType> kTypes = {
+      {"F32", {GgufType::kF32, 0}},    {"F16", {GgufType::kF16, 1}},   {"BF16", {GgufType::kBF16, 32}},
+      {"Q4_0", {GgufType::kQ4_0, 2}},  {"Q4_1", {GgufType::kQ4_1, 3}}, {"Q8_0", {GgufType::kQ8_0, 7}},
+      {"Q4_K", {GgufType::kQ4_K, 14}}, {"Q6_K", {GgufType::kQ6_K, 18}}};
+  return kTypes;
+}
+
+// Norms and biases are small and stay; the head, which may be the embedding, loses most, and gets more bits.
+// Where rows are no whole blocks, the next type that they are blocks of.
+GgufType type_for(const GgufPlace& place, GgufType wanted, bool tied, std::string& reason) {
+  if (place.shape.size() < 2) return GgufType::kF32;
+  const bool few = block_of(wanted).values > 1 && wanted != GgufType::kQ8_0;
+  const bool head = place.name == "output.weight" || (tied && place.name == "token_embd.weight");
+  GgufType type = wanted;
+  if (few && head) {
+    type = GgufType::kQ6_K;
+    reason = "the output layer gets more bits";
+  }
+  const int64_t columns = place.shape[1];
+  if (columns % block_of(type).values == 0) return type;
+  reason = fmt::format("its {} columns are no whole blocks of {}", columns, block_of(type).values);
+  return columns % block_of(GgufType::kQ8_0).values == 0 ? GgufType::kQ8_0 : GgufType::kF16;
+}
+
+}  // namespace
+
+std::vector<std::string> gguf_type_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, type] : types()) names.push_back(name);
+  return names;
+}
+
+void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Report& report) {
+  if (!options.output.empty()) check_output(options.output, OutputKind::kFile, run.force, run.inputs);
+  BackgroundHash hash(options.model);
+  const Decoder model = timed(report, "load", [&] { return Decoder(options.model, at::kFloat); });
+  const DecoderConfig& config = model.config();
+  const NamedType wanted = types().at(options.type);
+  auto metadata = gguf_model_fields(config, std::filesystem::path(options.model).filename().string());
+  metadata.emplace_back("general.file_type", wanted.file_type);
+  for (auto& field : gguf_tokenizer_fields(options.model, config.vocabulary))
+    metadata.push_back(std::move(field));
+  const std::vector<GgufPlace> places = gguf_places(config);
+  std::vector<GgufWriter::Entry> entries;
+  for (const GgufPlace& place : places) {
+    LayerRecord record;
+    const GgufType type = type_for(place, wanted.type, config.tied_head, record.reason);
+    entries.push_back({place.name, type, place.shape});
+    if (place.shape.size() < 2) continue;
+    record.name = place.name;
+    record.kind = place.name == "token_embd.weight" ? "embedding" : "linear";
+    record.decision = name_of(type);
+    record.parameters = place.shape[0] * place.shape[1];
+    record.bytes_before = 4 * static_cast<uint64_t>(*record.parameters);
+    record.bytes_after =
+        static_cast<uint64_t>(*record.parameters / block_of(type).values) * block_of(type).bytes;
+    report.layers.push_back(std::move(record));
+  }
+  const GgufWriter writer(metadata, entries);
+  report.predicted_bytes = writer.file_bytes();
+  report.input =
+      describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
+                        count_checkpoint(read_checkpoint(options.model, ModelFormat::kHuggingFace)), hash);
+  if (options.dry_run) return finish_dry_run(run, report);
+  check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
+  OutputFile output(options.output, run.force);
+  timed(report, "write", [&] {
+    Progress progress("convert", static_cast<int64_t>(places.size()));
+    writer.write_header(output);
+    for (size_t i = 0; i < places.size(); ++i) {
+      const at::Tensor values = gguf_values(model, places[i]);
+      if (!values.isfinite().all().item<bool>())
+        throw bad_data("tensor '{}' holds NaN or infinity", places[i].source);
+      writer.write(output, i, 0,
+                   bytes_of(gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, entries[i].type)));
+      progress.step();
+    }
+  });
+  reopen(report, [&] {
+    load_tokenizer(output.temporary());
+    return Decoder(output.temporary(), at::kFloat);
+  });
+  output.commit();
+  report.output = describe_artifact(options.output, name_of(ModelFormat::kGguf), count_gguf(options.output));
+}
+
+}  // namespace mcompress::cli

@@ -1,0 +1,70 @@
+#include "group_options.h"
+
+#include <fmt/format.h>
+
+#include "mcompress/base/error.h"
+
+namespace mcompress::cli {
+
+void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group) {
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    return app.add_option(name, value, help)->group(group);
+  };
+  const auto add_switch = [&](const char* names, bool& value, const char* help) {
+    app.add_flag(names, value, help)->group(group)->default_str(value ? "true" : "false");
+  };
+  add("--bits", options.bits, "Bits of a weight")->check(CLI::IsMember({2, 3, 4, 8}));
+  add("--group-size", options.group_size, "Input features that share a scale; -1: all of a layer")
+      ->check([](const std::string& text) {
+        int64_t size = 0;
+        const bool fine = CLI::detail::lexical_cast(text, size) && (size == -1 || size > 0);
+        return fine ? std::string() : fmt::format("'{}' is neither -1 nor at least 1", text);
+      });
+  add("--group-size-fallback", options.group_size_fallback,
+      "Where the group size does not divide the inputs of a layer. error: stop; adjust: take the half, or "
+      "the half of that; tail: the last group is smaller, which vLLM does not read; ignore: leave the layer "
+      "alone")
+      ->check(CLI::IsMember({"error", "adjust", "tail", "ignore"}));
+  add_switch("--sym,!--asym", options.symmetric,
+             "Symmetric grids, which every reader takes; --asym: with zero points, more exact");
+  add_switch("--mse,!--no-mse", options.search, "Search the scale of each group that loses least");
+  add("--layer-config", options.layer_configs,
+      "RE=bits:8,group:64 for layers whose name matches; of several the last; repeatable")
+      ->allow_extra_args(false);
+  app.add_flag("--lm-head", options.head, "Round the output layer too, where it is not the embedding")
+      ->group(group);
+  add("--format", options.format,
+      "Folder of packed weights. gptq: as GPTQModel, transformers and vLLM read it (with --asym gptq_v2); "
+      "awq: as AutoAWQ, transformers and vLLM do; compressed-tensors: as transformers and vLLM do; "
+      "dequantized: a plain folder with the values that the codes stand for")
+      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized"}));
+  add("--max-shard-size", options.shard_bytes, "Largest file of tensors, such as 5GB")
+      ->transform(CLI::AsSizeValue(true))
+      ->check(CLI::Range(uint64_t{1} << 14, uint64_t{1} << 50));
+}
+
+void refuse_group_options(const GroupOptions& options, const std::string& what) {
+  const GroupOptions plain;
+  const std::map<std::string, bool> used = {
+      {"--bits", options.bits != plain.bits},
+      {"--group-size", options.group_size != plain.group_size},
+      {"--group-size-fallback", options.group_size_fallback != plain.group_size_fallback},
+      {"--asym", options.symmetric != plain.symmetric},
+      {"--no-mse", options.search != plain.search},
+      {"--lm-head", options.head},
+      {"--layer-config", !options.layer_configs.empty()},
+      {"--format", options.format != plain.format},
+      {"--max-shard-size", options.shard_bytes != plain.shard_bytes}};
+  for (const auto& [name, given] : used) {
+    if (given) throw error(Exit::kUsage, "{} goes with {}", name, what);
+  }
+}
+
+std::optional<PackedForm> form_of(const GroupOptions& options) {
+  if (options.format == "gptq") return options.symmetric ? PackedForm::kGptq : PackedForm::kGptqV2;
+  if (options.format == "awq") return PackedForm::kAwq;
+  if (options.format == "compressed-tensors") return PackedForm::kCompressedTensors;
+  return std::nullopt;
+}
+
+}  // namespace mcompress::cli

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "mcompress/methods/group_grid.h"
+#include "mcompress/methods/plan.h"
+#include "mcompress/model/packed_layer.h"
+
+namespace mcompress::cli {
+
+// The settings of every command that rounds weights in groups.
+struct GroupOptions {
+  int64_t bits = 4, group_size = 128;
+  std::string group_size_fallback = "error";
+  bool symmetric = true, search = true, head = false;
+  std::vector<std::string> layer_configs;  // "RE=bits:8,group:64"
+  std::string format = "gptq";
+  uint64_t shard_bytes = 5'000'000'000;
+};
+void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group);
+
+// Refuses (2) any of them, which go with something else.
+void refuse_group_options(const GroupOptions& options, const std::string& what);
+
+// What folders of packed weights are in; none for plain ones ("dequantized").
+std::optional<PackedForm> form_of(const GroupOptions& options);
+
+// A layer that may be rounded.
+struct GroupedLayer {
+  std::string name;
+  int64_t outputs = 0, inputs = 0;
+};
+
+// The grid of each layer that `plan` chose, by name: bits and group size of the command, of the last
+// --layer-config that names the layer, and what --group-size-fallback makes of a size that does not divide
+// its inputs. Layers that it leaves alone get their reason in the plan. Throws Error(2) naming every layer
+// that does not divide where the fallback is "error", and an expression that matches no layer.
+std::map<std::string, GroupGrid> choose_grids(const GroupOptions& options,
+                                              const std::vector<GroupedLayer>& layers,
+                                              std::vector<Decision>& plan);
+
+}  // namespace mcompress::cli

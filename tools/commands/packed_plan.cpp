@@ -1,0 +1,231 @@
+#include "packed_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <set>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/interrupt.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/report/version.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+const GroupedLayer& layer_named(const PackedPlan& plan, const std::string& name) {
+  return *std::find_if(plan.layers.begin(), plan.layers.end(),
+                       [&](const GroupedLayer& layer) { return layer.name == name; });
+}
+
+// Refuses settings that the format has no place for.
+void check_settings(const PackedPlan& plan, const GroupOptions& groups) {
+  const auto form = form_of(groups);
+  if (!form) return;
+  std::optional<int64_t> size;
+  for (const GroupedLayer& layer : plan.layers) {
+    const auto grid = plan.grids.find(layer.name);
+    if (grid == plan.grids.end()) continue;
+    const std::string refusal = packed_refusal(*form, packed_layer(layer, grid->second));
+    if (!refusal.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, refusal);
+    if (*form == PackedForm::kAwq && size && *size != grid->second.group_size)
+      throw error(
+          Exit::kUsage,
+          "--format awq has one group size for all layers, and '{}' would have {} in place of {}; use "
+          "--group-size {}, or --format gptq",
+          layer.name, grid->second.group_size, *size, std::min(*size, grid->second.group_size));
+    size = grid->second.group_size;
+  }
+  if (*form == PackedForm::kAwq && groups.head)
+    throw error(Exit::kUsage, "--format awq has no output layer; leave out --lm-head, or use --format gptq");
+}
+
+std::string obstacle_of(const GroupedLayer& layer, const GroupOptions& groups) {
+  const auto form = form_of(groups);
+  return form ? packed_obstacle(*form, layer.outputs, layer.inputs) : "";
+}
+
+void finish_plan(PackedPlan& plan, const CompressOptions& options, const GroupOptions& groups) {
+  decide_all(plan.decisions, options, [](LayerKind) { return std::string(); });
+  plan.grids = choose_grids(groups, plan.layers, plan.decisions);
+  if (plan.grids.empty()) throw bad_data("'{}' has no layer left to round", options.model);
+  check_settings(plan, groups);
+}
+
+Decision decision_of(const Array& array, const std::string& name, LayerKind kind,
+                     const std::string& obstacle) {
+  return {name, kind, obstacle, {array.bytes.data(), array.shape, array.strides}, array.bytes.size()};
+}
+
+}  // namespace
+
+PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& checkpoint,
+                         const CompressOptions& options, const GroupOptions& groups) {
+  PackedPlan plan;
+  std::map<std::string, const Array*> arrays;
+  for (const Array& array : checkpoint.arrays) arrays[array.name] = &array;
+  const auto add = [&](const std::string& name, LayerKind kind, const std::string& obstacle) {
+    plan.decisions.push_back(decision_of(*arrays.at(name + ".weight"), name, kind, obstacle));
+  };
+  const auto add_linear = [&](const DecoderLayer& layer, const std::string& obstacle) {
+    plan.layers.push_back({layer.name, layer.outputs, layer.inputs});
+    add(layer.name, LayerKind::kLinear,
+        obstacle.empty() ? obstacle_of(plan.layers.back(), groups) : obstacle);
+  };
+  for (int64_t block = 0; block < config.blocks; ++block) {
+    for (const auto& stage : stages_of(config, block)) {
+      for (const DecoderLayer& layer : stage) add_linear(layer, "");
+    }
+  }
+  add(config.names.base + config.names.embedding, LayerKind::kEmbedding, "the embedding is left alone");
+  if (config.tied_head && groups.head)
+    throw error(Exit::kUsage, "--lm-head: the output layer of '{}' is its embedding, which is left alone",
+                options.model);
+  if (!config.tied_head)
+    add_linear({config.names.head, config.vocabulary, config.width, false},
+               groups.head ? "" : "the output layer is left alone without --lm-head");
+  finish_plan(plan, options, groups);
+  return plan;
+}
+
+PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOptions& options,
+                         const GroupOptions& groups) {
+  PackedPlan plan;
+  const std::set<std::string> names = names_of(checkpoint);
+  for (const Array& array : checkpoint.arrays) {
+    LayerKind kind{};
+    if (!array.name.ends_with(".weight") || !guess_kind(array, kind)) continue;
+    const std::string name = array.name.substr(0, array.name.rfind('.'));
+    std::string obstacle = obstacle_of(array, names);
+    if (kind == LayerKind::kEmbedding) obstacle = "the embedding is left alone";
+    if (kind == LayerKind::kLinear) {
+      plan.layers.push_back({name, array.shape[0], array.shape[1]});
+      if (obstacle.empty() && name.ends_with("lm_head") && !groups.head)
+        obstacle = "the output layer is left alone without --lm-head";
+      if (obstacle.empty()) obstacle = obstacle_of(plan.layers.back(), groups);
+    }
+    plan.decisions.push_back(decision_of(array, name, kind, obstacle));
+  }
+  finish_plan(plan, options, groups);
+  return plan;
+}
+
+namespace {
+
+// The layers of a block that are rounded, by stage, where some are left alone and the same ones in every
+// block.
+std::vector<std::vector<std::string>> uniform_parts(const PackedPlan& plan, const DecoderConfig& config) {
+  std::vector<std::vector<std::string>> parts;
+  bool some_left = false;
+  for (int64_t block = 0; block < config.blocks; ++block) {
+    std::vector<std::vector<std::string>> here;
+    for (const auto& stage : stages_of(config, block)) {
+      here.emplace_back();
+      for (const DecoderLayer& layer : stage) {
+        const bool rounded = plan.grids.contains(layer.name);
+        some_left = some_left || !rounded;
+        if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
+      }
+      if (here.back().empty()) here.pop_back();
+    }
+    if (block > 0 && here != parts) return {};
+    parts = std::move(here);
+  }
+  return some_left ? parts : std::vector<std::vector<std::string>>();
+}
+
+}  // namespace
+
+PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid) {
+  return {layer.name, layer.outputs, layer.inputs, grid.bits, grid.group_size, grid.symmetric};
+}
+
+PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups) {
+  PackedFolder folder;
+  folder.form = form_of(groups).value_or(PackedForm::kGptq);
+  folder.head = config != nullptr ? config->names.head : "lm_head";
+  std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
+  for (const GroupedLayer& layer : plan.layers) {
+    const auto grid = plan.grids.find(layer.name);
+    if (grid == plan.grids.end()) {
+      if (layer.name != folder.head) folder.kept.push_back(layer.name);
+      continue;
+    }
+    folder.layers.push_back(packed_layer(layer, grid->second));
+    ++uses[{grid->second.bits, grid->second.group_size}];
+  }
+  if (plan.grids.contains(folder.head)) folder.head.clear();
+  if (config != nullptr) folder.parts = uniform_parts(plan, *config);
+  // What most layers have is the configuration's own.
+  const auto most = std::max_element(uses.begin(), uses.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  folder.bits = most->first.first;
+  folder.group_size = most->first.second;
+  folder.symmetric = groups.symmetric;
+  folder.shard_bytes = groups.shard_bytes;
+  folder.version = kVersion;
+  return folder;
+}
+
+void warn_of_readers(const PackedPlan& plan, const PackedFolder& folder, const GroupOptions& groups,
+                     Report& report) {
+  if (groups.format != "gptq") return;
+  if (!groups.symmetric)
+    report.warnings.emplace_back(
+        "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
+        "newer "
+        "vLLM do not; --sym is read by all");
+  if (folder.parts.empty() && !folder.kept.empty())
+    report.warnings.emplace_back(
+        "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
+        "not");
+  bool tail = false;
+  for (const GroupedLayer& layer : plan.layers) {
+    const auto grid = plan.grids.find(layer.name);
+    tail = tail || (grid != plan.grids.end() && grid->second.group_size > 0 &&
+                    layer.inputs % grid->second.group_size != 0);
+  }
+  if (tail)
+    report.warnings.emplace_back("groups that do not divide the inputs are read by GPTQModel, not by vLLM");
+}
+
+void check_values(const CheckpointFiles& checkpoint, const PackedPlan& plan, const GroupOptions& groups) {
+  constexpr double kLargestHalf = 65504;
+  for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
+    const Array& array = checkpoint.arrays[i];
+    const bool rounded =
+        array.name.ends_with(".weight") && plan.grids.contains(array.name.substr(0, array.name.rfind('.')));
+    if (!is_floating(array.dtype) || array.bytes.empty() || (!rounded && !form_of(groups))) continue;
+    check_interrupt();
+    const at::Tensor values = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
+    const double largest = std::max(values.max().item<double>(), -values.min().item<double>());
+    checkpoint.files[checkpoint.file_of[i]]->drop(array.bytes);
+    if (rounded && !std::isfinite(largest))
+      throw bad_data("tensor '{}' holds NaN or infinity; repair the model or leave it out with --ignore",
+                     array.name);
+    if (!rounded && !(largest <= kLargestHalf))
+      throw bad_data(
+          "tensor '{}' has values beyond float16, in which readers of packed weights compute; use --format "
+          "dequantized",
+          array.name);
+  }
+}
+
+LayerRecord record_of(const Decision& decision, const PackedPlan& plan, const GroupOptions& groups,
+                      Calibration& calibration) {
+  const auto grid = plan.grids.find(decision.name);
+  if (grid == plan.grids.end()) return record_of(decision, "", 0);
+  const PackedLayer layer = packed_layer(layer_named(plan, decision.name), grid->second);
+  const auto form = form_of(groups);
+  const uint64_t bytes = packed_bytes(form.value_or(PackedForm::kGptq), layer);
+  LayerRecord record =
+      record_of(decision, fmt::format("int{}", layer.bits), form ? bytes : decision.bytes_before);
+  record.parameters = layer.outputs * layer.inputs;
+  calibration.weights += *record.parameters;
+  calibration.bytes += bytes;
+  return record;
+}
+
+}  // namespace mcompress::cli

@@ -1,0 +1,189 @@
+#include <map>
+#include <optional>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/output.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/base/sha256.h"
+#include "mcompress/methods/grid.h"
+#include "mcompress/methods/group_grid.h"
+#include "mcompress/model/checkpoint.h"
+#include "mcompress/model/packed_folder.h"
+#include "mcompress/model/pieces.h"
+#include "packed_plan.h"
+#include "quantize.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+// The configuration of a language model that can be run; none of other models, whose weights are rounded all
+// the same.
+std::optional<DecoderConfig> language_config(const std::string& model, Report& report) {
+  const FolderQuantization quantization = read_quantization(model);
+  if (!quantization.text.empty())
+    throw bad_data("'{}' is quantized already ({}); pass the model as it was before", model,
+                   quantization.text);
+  try {
+    return read_model_config(model);
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    report.warnings.push_back(fmt::format(
+        "every matrix counts as a linear layer, since it is no language model that can be run: {}",
+        failure.what()));
+    return std::nullopt;
+  }
+}
+
+// The weights of the layers as they are rounded to nearest, each when it is asked for.
+class NearestLayers {
+ public:
+  NearestLayers(const CheckpointFiles& checkpoint, const PackedPlan& plan, const DecoderConfig* config)
+      : checkpoint_(checkpoint), plan_(plan) {
+    for (size_t i = 0; i < checkpoint.arrays.size(); ++i) index_[checkpoint.arrays[i].name] = i;
+    if (config != nullptr && config->transposed) transposed_but_ = config->names.head;
+  }
+
+  at::Tensor weight(const std::string& layer) const {
+    const Array& array = checkpoint_.arrays[index_.at(layer + ".weight")];
+    const at::Tensor values = rows_of(array, 0, array.shape[0]).to(at::kFloat);
+    return transposed(layer) ? values.t().contiguous() : values;
+  }
+
+  IntGroup rounded(const std::string& layer) const {
+    return round_to_groups(weight(layer), plan_.grids.at(layer));
+  }
+
+  void give_back(const std::string& layer) const {
+    const size_t array = index_.at(layer + ".weight");
+    checkpoint_.files[checkpoint_.file_of[array]]->drop(checkpoint_.arrays[array].bytes);
+  }
+
+  // The values that the codes stand for, in the type in which the array was stored.
+  std::map<size_t, EditRows> edits() const {
+    std::map<size_t, EditRows> edits;
+    for (const auto& [layer, grid] : plan_.grids) {
+      EditRows& edit = edits[index_.at(layer + ".weight")];
+      if (transposed(layer)) {
+        edit = [this, layer = layer](const at::Tensor& rows, int64_t begin, int64_t end) {
+          const IntGroup whole = rounded(layer);
+          return dequantize_rows(whole, 0, whole.codes.size(0))
+              .slice(1, begin, end)
+              .t()
+              .to(rows.scalar_type());
+        };
+      } else {
+        edit = [grid = grid](const at::Tensor& rows, int64_t, int64_t) {
+          const IntGroup part = round_to_groups(rows.to(at::kFloat), grid);
+          return dequantize_rows(part, 0, rows.size(0)).to(rows.scalar_type());
+        };
+      }
+    }
+    return edits;
+  }
+
+ private:
+  bool transposed(const std::string& layer) const { return transposed_but_ && layer != *transposed_but_; }
+
+  const CheckpointFiles& checkpoint_;
+  const PackedPlan& plan_;
+  std::map<std::string, size_t> index_;
+  std::optional<std::string> transposed_but_;  // the layer that is not
+};
+
+std::string digest_of(const IntGroup& weight) {
+  std::string digest;
+  for (const at::Tensor& part : {weight.codes, weight.scale, weight.zero, weight.groups})
+    digest += sha256_of(bytes_of(part.contiguous()));
+  return digest;
+}
+
+using Errors = std::map<std::string, QuantizationError>;
+
+// Writes the layers, and reads them again before they take their place.
+Errors write_folder(const QuantizeCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
+                    const PackedFolder& folder, const NearestLayers& layers, Report& report) {
+  OutputFolder output(options.output, run.force);
+  Errors errors;
+  if (!form_of(options.groups)) {
+    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, layers.edits(), output); });
+    output.commit();
+    return errors;
+  }
+  std::map<std::string, std::string> digests;
+  timed(report, "write", [&] {
+    Progress progress("quantize", static_cast<int64_t>(folder.layers.size()));
+    write_packed_folder(
+        checkpoint, options.model, folder,
+        [&](const TakeLayer& take) {
+          for (const PackedLayer& layer : folder.layers) {
+            const IntGroup rounded = layers.rounded(layer.name);
+            errors[layer.name] = error_of(layers.weight(layer.name), rounded);
+            digests[layer.name] = digest_of(rounded);
+            take(layer.name, rounded);
+            layers.give_back(layer.name);
+            progress.step();
+          }
+        },
+        output);
+  });
+  const CheckpointFiles written =
+      reopen(report, [&] { return read_checkpoint(output.temporary(), ModelFormat::kHuggingFace); });
+  timed(report, "verify", [&] {
+    const PackedReader reader(written, *folder.form);
+    for (const PackedLayer& layer : folder.layers) {
+      check_interrupt();
+      if (digest_of(reader.read(layer.name)) != digests.at(layer.name))
+        throw error(Exit::kInternal,
+                    "internal error: layer '{}' is not read as it was written; please report it", layer.name);
+    }
+  });
+  output.commit();
+  return errors;
+}
+
+}  // namespace
+
+void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Report& report) {
+  const GroupOptions& groups = options.groups;
+  BackgroundHash hash(options.model);
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, ModelFormat::kHuggingFace); });
+  report.warnings = checkpoint.notes;
+  check_not_stored(checkpoint.metadata, options);
+  const std::optional<DecoderConfig> language = language_config(options.model, report);
+  const DecoderConfig* config = language ? &*language : nullptr;
+  const PackedPlan plan = config != nullptr ? plan_language(*config, checkpoint, options, groups)
+                                            : plan_matrices(checkpoint, options, groups);
+  timed(report, "check weights", [&] { check_values(checkpoint, plan, groups); });
+  const auto text = open_text(options, ModelFormat::kHuggingFace, run, report);
+  evaluate_input(options, report);
+  const PackedFolder folder = folder_of(plan, config, groups);
+  warn_of_readers(plan, folder, groups, report);
+  report.predicted_bytes = form_of(groups) ? predict_packed_folder_bytes(checkpoint, options.model, folder)
+                                           : bytes_on_disk(options.model);
+  report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
+                                   count_checkpoint(checkpoint), hash);
+  report.calibration.emplace();
+  for (const Decision& decision : plan.decisions)
+    report.layers.push_back(record_of(decision, plan, groups, *report.calibration));
+  if (options.dry_run) return finish_dry_run(run, report);
+  check_output(options.output, OutputKind::kFolder, run.force, run.inputs, *report.predicted_bytes);
+  const NearestLayers layers(checkpoint, plan, config);
+  const Errors errors = write_folder(options, run, checkpoint, folder, layers, report);
+  for (LayerRecord& record : report.layers) {
+    const auto lost = errors.find(record.name);
+    if (lost == errors.end()) continue;
+    record.sqnr_db = lost->second.sqnr_db;
+    record.max_error = lost->second.max_error;
+  }
+  report.output =
+      describe_artifact(options.output, form_of(groups) ? groups.format : name_of(ModelFormat::kHuggingFace),
+                        {report.input->parameters, {}});
+  if (text) text->compare(options.output, report);
+  conclude(options, report);
+}
+
+}  // namespace mcompress::cli
