@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -59,7 +60,8 @@ class Fields {
   uint8_t* at_;
 };
 
-float inverse(float d) { return d == 0 ? 0 : 1 / d; }
+// 0 of what has no finite one.
+float inverse(float d) { return std::abs(d) < FLT_MIN ? 0 : 1 / d; }
 
 void q4_0(const float* x, Fields block) {
   const float extreme =
@@ -107,7 +109,7 @@ ScaleMin scale_min_of(const float* x, const std::array<float, kBlock>& weights) 
   constexpr int kMost = 15, kSteps = 20;
   const auto [lowest, highest] = std::minmax_element(x, x + kBlock);
   const float low = std::min(0.0F, *lowest), range = *highest - low;
-  if (range <= 0) return {0, -low};
+  if (range < FLT_MIN) return {0, -low};
   float sum_w = 0, sum_x = 0;
   for (int i = 0; i < kBlock; ++i) {
     sum_w += weights[i];
@@ -185,7 +187,8 @@ void q4_k(const float* x, Fields block) {
   for (int i = 0; i < kSuper; ++i) {
     const int j = i / kBlock;
     const float step = d * static_cast<float>(scales[j]);
-    const int code = step == 0 ? 0 : nearest((x[i] + dmin * static_cast<float>(minima[j])) / step, 0, 15);
+    const int code =
+        std::abs(step) < FLT_MIN ? 0 : nearest((x[i] + dmin * static_cast<float>(minima[j])) / step, 0, 15);
     q[kBlock * (i / 64) + i % kBlock] |= static_cast<uint8_t>(i % 64 < kBlock ? code : code << 4);
   }
 }
@@ -195,7 +198,7 @@ float scale_of(const float* x) {
   constexpr int kCount = 16;
   const float extreme =
       *std::max_element(x, x + kCount, [](float a, float b) { return std::abs(a) < std::abs(b); });
-  if (extreme == 0) return 0;
+  if (std::abs(extreme) < FLT_MIN) return 0;
   float best = 0, scale = 0;
   for (int step = -9; step <= 9; ++step) {
     const float inverse_scale = -(32 + 0.1F * static_cast<float>(step)) / extreme;
@@ -232,7 +235,7 @@ void q6_k(const float* x, Fields block) {
   for (int i = 0; i < kSuper; ++i) {
     const float step = d * static_cast<float>(static_cast<int8_t>(stored[i / kCount]));
     if (step == 0 && extreme == 0) continue;
-    const int code = (step == 0 ? 0 : nearest(x[i] / step, -32, 31)) + 32;
+    const int code = (std::abs(step) < FLT_MIN ? 0 : nearest(x[i] / step, -32, 31)) + 32;
     const int half = i / 128, k = i % 128 / 32, l = i % 32;
     low[64 * half + 32 * (k & 1) + l] |= static_cast<uint8_t>(k < 2 ? code & 15 : (code & 15) << 4);
     high[32 * half + l] |= static_cast<uint8_t>((code >> 4) << (2 * k));

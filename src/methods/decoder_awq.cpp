@@ -21,6 +21,8 @@ namespace {
 
 using Stage = std::vector<DecoderLayer>;
 
+constexpr double kLargestHalf = 65504;
+
 // What the layers of a stage take, as float32.
 struct StageInputs {
   at::Tensor hessian, mean;  // mean of x x^T and of |x|
@@ -32,8 +34,9 @@ struct OpenBlock {
   std::vector<Stage> stages;
   std::vector<StageInputs> inputs;
   std::map<std::string, at::Tensor> weights;
-  std::map<std::string, double> plain_losses;  // of the same rounded to nearest
-  at::Tensor probe, expected;                  // states of some windows before the block and behind it
+  std::map<std::string, double> plain_losses;    // of the same rounded to nearest
+  std::map<std::string, at::Tensor> row_scales;  // [rows, 1], by which their rows were divided
+  at::Tensor probe, expected;                    // states of some windows before the block and behind it
 };
 
 class AwqRun {
@@ -87,6 +90,7 @@ class AwqRun {
         if (!plan_.layers.contains(layer.name)) continue;
         rounding.whole_range = is_query_or_key(stage, layer);
         result.layers.push_back(round_layer(layer.name, open.weights.at(layer.name), rounding));
+        result.layers.back().loss = loss_in_rows(open, layer.name, result.layers.back(), rounding.hessian);
         result.layers.back().rounded_loss = open.plain_losses.at(layer.name);
         tell(result.layers.back());
       }
@@ -97,7 +101,18 @@ class AwqRun {
   // Attention follows small changes of its queries and keys, whose ranges AWQ does not clip.
   bool is_query_or_key(size_t stage, const DecoderLayer& layer) const {
     const DecoderNames& names = model_.config().names;
-    return stage == 0 && (layer.name.ends_with(names.query) || layer.name.ends_with(names.key));
+    const bool fused = !names.query_key_value.empty() && layer.name.ends_with(names.query_key_value);
+    return stage == 0 && (fused || layer.name.ends_with(names.query) || layer.name.ends_with(names.key));
+  }
+
+  // In the units of the rows as they came.
+  static double loss_in_rows(const OpenBlock& open, const std::string& name, const RoundedLayer& layer,
+                             const at::Tensor& hessian) {
+    const at::Tensor& weight = open.weights.at(name);
+    const at::Tensor values = dequantize_rows(layer.weight, 0, weight.size(0));
+    const auto rows = open.row_scales.find(name);
+    if (rows == open.row_scales.end()) return loss_of(weight, values, hessian);
+    return loss_of(weight * rows->second, values * rows->second, hessian);
   }
 
   double plain_loss(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian) const {
@@ -181,12 +196,12 @@ class AwqRun {
     const StageInputs& inputs = open.inputs[stage];
     const ScaleSearch search = search_scales(weights, grids, inputs.hessian, inputs.mean, plan_.points);
     fold.plain_loss = fold.loss = search.plain_loss;
-    if (const ChannelScale* best = choose(search, open, stage)) {
+    const ChannelScale* best = choose(search, open, stage);
+    if (best != nullptr && apply(best->scale, fold.from, from, open, stage, result)) {
       fold.made = true;
       fold.loss = best->loss;
       fold.power = best->power;
       fold.by_weight = best->by_weight;
-      apply(best->scale, fold.from, from, open, stage, result);
     }
     result.folds.push_back(std::move(fold));
   }
@@ -220,30 +235,44 @@ class AwqRun {
   }
 
   // Moves the scale into the layers of the stage, and its inverse into the norm, or the last rows of a layer.
-  void apply(const at::Tensor& scale, const std::string& name, const DecoderLayer* from, OpenBlock& open,
+  // False where the norm has no number for it.
+  bool apply(at::Tensor scale, const std::string& name, const DecoderLayer* from, OpenBlock& open,
              size_t stage, RoundedBlock& result) const {
-    for (const DecoderLayer& layer : open.stages[stage])
-      open.weights[layer.name] = open.weights.at(layer.name) * scale;
-    StageInputs& inputs = open.inputs[stage];
-    inputs.hessian = inputs.hessian / (scale.unsqueeze(1) * scale);
     const auto changed = [&](const std::string& tensor) -> at::Tensor& {
       if (!result.changed.contains(tensor)) result.changed[tensor] = model_.stored(tensor).clone();
       return result.changed.at(tensor);
     };
     if (from == nullptr) {
+      // The norm is stored in few bits, and the layers make up for what that changes: bfloat16 is exact in
+      // all types that files have.
       const NormKind norm = model_.config().norm;
-      at::Tensor& weight = changed(name + ".weight");
-      weight = norm == NormKind::kOffsetRms ? (weight + 1) / scale - 1 : weight / scale;
+      const double offset = norm == NormKind::kOffsetRms ? 1 : 0;
+      const at::Tensor before = model_.stored(name + ".weight") + offset;
+      const at::Tensor after = (before / scale - offset).to(at::kBFloat16).to(at::kFloat);
+      const at::Tensor kept = at::where(before == 0, scale, before / (after + offset));
+      const bool fits = kept.isfinite().all().item<bool>() && kept.min().item<double>() > 0 &&
+                        after.abs().max().item<double>() < kLargestHalf;
+      if (!fits) return false;
+      scale = kept;
+      changed(name + ".weight") = after;
       if (norm == NormKind::kLayer) changed(name + ".bias").div_(scale);
-      return;
+    } else {
+      at::Tensor& weight = open.weights.at(name);
+      weight = weight.clone();
+      weight.slice(0, weight.size(0) - scale.size(0)).div_(scale.unsqueeze(1));
+      at::Tensor& rows = open.row_scales[name];
+      rows = at::ones({weight.size(0), 1});
+      rows.slice(0, weight.size(0) - scale.size(0)).copy_(scale.unsqueeze(1));
+      if (from->biased) {
+        at::Tensor& bias = changed(name + ".bias");
+        bias.slice(0, bias.size(0) - scale.size(0)).div_(scale);
+      }
     }
-    at::Tensor& weight = open.weights.at(name);
-    weight = weight.clone();
-    weight.slice(0, weight.size(0) - scale.size(0)).div_(scale.unsqueeze(1));
-    if (from->biased) {
-      at::Tensor& bias = changed(name + ".bias");
-      bias.slice(0, bias.size(0) - scale.size(0)).div_(scale);
-    }
+    for (const DecoderLayer& layer : open.stages[stage])
+      open.weights[layer.name] = open.weights.at(layer.name) * scale;
+    StageInputs& inputs = open.inputs[stage];
+    inputs.hessian = inputs.hessian / (scale.unsqueeze(1) * scale);
+    return true;
   }
 
   // What the layers of a stage are rounded with.

@@ -37,7 +37,7 @@ ordered_json gptq_config(const PackedFolder& folder) {
                        // Readers take it for a g_idx that is not in order.
                        {"desc_act", folder.act_order && !folder.static_groups},
                        {"sym", folder.symmetric},
-                       {"lm_head", folder.head.empty()},
+                       {"lm_head", folder.head},
                        {"damp_percent", folder.damping},
                        {"true_sequential", folder.true_sequential},
                        {"static_groups", folder.static_groups},
@@ -55,7 +55,7 @@ ordered_json gptq_config(const PackedFolder& folder) {
 // A layer is left alone where its name contains one of modules_to_not_convert.
 ordered_json awq_config(const PackedFolder& folder) {
   ordered_json kept = folder.kept;
-  if (!folder.head.empty()) kept.push_back(folder.head);
+  if (!folder.head) kept.push_back(folder.head_name);
   return {{"quant_method", "awq"},
           {"bits", folder.bits},
           {"group_size", folder.group_size},
@@ -95,7 +95,7 @@ ordered_json compressed_tensors_config(const PackedFolder& folder) {
         {"output_activations", nullptr}};
   }
   ordered_json ignore = folder.kept;
-  if (!folder.head.empty()) ignore.push_back(folder.head);
+  if (!folder.head) ignore.push_back(folder.head_name);
   return {{"quant_method", "compressed-tensors"},
           {"format", "pack-quantized"},
           {"quantization_status", "compressed"},

@@ -40,12 +40,17 @@ DType kept_type(const Array& array, const PackedFolder& options) {
 // What is written of a layer.
 std::vector<PackedPart> parts_of(const PackedLayer& layer, const PackedFolder& options) {
   if (options.form) return packed_parts(*options.form, layer);
-  return {{".weight", DType::kF32, {layer.outputs, layer.inputs}}};
+  const bool transposed = options.transposed && layer.name != options.head_name;
+  return {{".weight", DType::kF32,
+           transposed ? std::vector<int64_t>{layer.inputs, layer.outputs}
+                      : std::vector<int64_t>{layer.outputs, layer.inputs}}};
 }
 
-PackedTensors tensors_of(const IntGroup& weight, const PackedFolder& options) {
+PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const PackedFolder& options) {
   if (options.form) return pack_layer(*options.form, options.symmetric, weight);
-  return {{".weight", dequantize_rows(weight, 0, weight.codes.size(0))}};
+  const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
+  const bool transposed = options.transposed && layer != options.head_name;
+  return {{".weight", transposed ? values.t().contiguous() : values}};
 }
 
 // What becomes of the arrays of the source that are none to keep: the first one of a layer makes way for its
@@ -206,7 +211,8 @@ void write_packed_folder(const CheckpointFiles& checkpoint, const std::string& s
   }
   give([&](const std::string& name, const IntGroup& weight) {
     check_interrupt();
-    for (const auto& [suffix, values] : tensors_of(weight, options)) out.write(name + suffix, 0, values);
+    for (const auto& [suffix, values] : tensors_of(name, weight, options))
+      out.write(name + suffix, 0, values);
   });
   out.commit();
   const auto texts = new_texts(shards, source, options);

@@ -67,6 +67,10 @@ at::Tensor unpacked_from_awq(const at::Tensor& words) {
   return unpacked(words.t().contiguous(), count, 4).index_select(1, awq_columns(count).argsort());
 }
 
+bool is_whole(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong;
+}
+
 // The tensors of one layer, whose mistakes are told with its name.
 class Given {
  public:
@@ -96,8 +100,10 @@ class Given {
     const at::Tensor& given = matrix(suffix);
     if (!given.is_floating_point()) throw refuse(fmt::format("{} is of no floating type", suffix + 1));
     const at::Tensor scales = given.to(at::kHalf);
-    if (!scales.isfinite().all().item<bool>())
+    if (!given.isfinite().all().item<bool>())
       throw refuse(fmt::format("{} has NaN or infinite values", suffix + 1));
+    if (!scales.isfinite().all().item<bool>() || scales.eq(0).logical_and(given.ne(0)).any().item<bool>())
+      throw refuse(fmt::format("{} has values that float16 has no number for", suffix + 1));
     return scales;
   }
 
@@ -109,7 +115,7 @@ class Given {
 
   std::pair<int64_t, int64_t> shape(const char* suffix) const {
     const at::Tensor& given = (*this)[suffix];
-    if (given.numel() != 2 || given.is_floating_point())
+    if (given.numel() != 2 || !is_whole(given))
       throw refuse(fmt::format("{} is not two whole numbers", suffix + 1));
     const at::Tensor shape = given.flatten().to(at::kLong);
     return {shape[0].item<int64_t>(), shape[1].item<int64_t>()};
@@ -118,7 +124,7 @@ class Given {
   // g_idx
   at::Tensor groups(const char* suffix, int64_t channels, int64_t count) const {
     const at::Tensor& groups = (*this)[suffix];
-    if (channels == 0 || groups.dim() != 1 || groups.size(0) != channels || groups.is_floating_point())
+    if (channels == 0 || groups.dim() != 1 || groups.size(0) != channels || !is_whole(groups))
       throw refuse(fmt::format("{} has not one group for each of {} channels", suffix + 1, channels));
     if (groups.min().item<int64_t>() < 0 || groups.max().item<int64_t>() >= count)
       throw refuse(fmt::format("{} has a group outside the {} of scales", suffix + 1, count));
@@ -282,7 +288,9 @@ std::string packed_refusal(PackedForm form, const PackedLayer& layer) {
   if (layer.bits != 4 && (awq || layer.bits != 8))
     return fmt::format("--format {} has no weights of {} bits; use {}, or --format gptq", format, layer.bits,
                        awq ? "4" : "4 or 8");
-  if (layer.group_size > 0 && layer.inputs % std::min(layer.group_size, layer.inputs) != 0)
+  // AWQ's readers count groups by the size that all layers have.
+  const int64_t size = awq ? layer.group_size : std::min(layer.group_size, layer.inputs);
+  if (layer.group_size > 0 && layer.inputs % size != 0)
     return fmt::format(
         "--format {} has groups of one size, and {} does not divide {} input features; use a "
         "divisor, or --format gptq",

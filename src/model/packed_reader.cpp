@@ -16,6 +16,15 @@ PackedReader::PackedReader(const CheckpointFiles& checkpoint, PackedForm form)
       throw bad_data("layer '{}' has both a '{}' and a '.weight'", layer, suffixes[0]);
     layers_[layer] = packed_sizes(form, tensors_of(layer), layer);
   }
+  // Whatever else is named like a part must have a layer.
+  for (const Array& array : checkpoint.arrays) {
+    for (const std::string& suffix : suffixes) {
+      if (!array.name.ends_with(suffix) || parts_.contains(array.name)) continue;
+      const std::string layer = array.name.substr(0, array.name.size() - suffix.size());
+      if (!index_.contains(layer + ".weight"))
+        throw bad_data("layer '{}' has a '{}', and lacks '{}{}'", layer, suffix, layer, suffixes[0]);
+    }
+  }
 }
 
 std::optional<PackedForm> guess_form(const CheckpointFiles& checkpoint) {

@@ -56,6 +56,7 @@ class Verifier {
   Verification run(const std::optional<std::string>& against) {
     try {
       config_ = read_json_file(folder_ + "/config.json");
+      if (!config_.is_object()) throw bad_data("'{}/config.json' is no object", folder_);
       files_ = read_checkpoint(folder_, ModelFormat::kHuggingFace);
     } catch (const Error& failure) {
       if (failure.code() != Exit::kBadData) throw;
@@ -76,7 +77,7 @@ class Verifier {
   // What the configuration says, if it says something that is known.
   std::optional<PackedForm> form_of_config() {
     const auto guessed = guess_form(files_);
-    if (!config_.contains("quantization_config")) {
+    if (config_.value("quantization_config", json()).is_null()) {
       if (guessed)
         find("config.json",
              fmt::format("there are packed layers of {}, and no quantization_config", name_of(*guessed)));
@@ -177,25 +178,27 @@ class Verifier {
 
   // Bits and group size that the configuration gives this layer; 0 where it does not say.
   std::pair<int64_t, int64_t> wanted_of(PackedForm form, const std::string& name) const {
-    json scheme = quantization_;
     if (form == PackedForm::kCompressedTensors) {
-      if (quantization_["config_groups"].size() != 1) return {0, 0};
-      const json& weights = quantization_["config_groups"].front()["weights"];
-      const json size = weights.value("group_size", json());
-      return {weights.value("num_bits", json(0)).get<int64_t>(),
-              size.is_number_integer() ? size.get<int64_t>() : -1};
+      const json& groups = quantization_.at("config_groups");
+      if (groups.size() != 1) return {0, 0};
+      const json& weights = groups.front().at("weights");
+      return {number(weights, "num_bits"), std::max<int64_t>(-1, number(weights, "group_size", -1))};
     }
+    json scheme = quantization_;
     const json dynamic = quantization_.value("dynamic", json());
-    if (dynamic.is_object()) {
-      for (const auto& [key, value] : dynamic.items()) {
-        if (!key.starts_with("+:") && !key.starts_with("^")) continue;
-        if (Pattern(key.starts_with("+:") ? key.substr(2) : key).matches(name)) scheme.update(value);
-      }
+    // As GPTQModel: the first that matches from the start of the name on.
+    for (const auto& [key, value] : dynamic.items()) {
+      const bool marked = key.starts_with("+:") || key.starts_with("-:");
+      if (!Pattern("^(?:" + (marked ? key.substr(2) : key) + ")").matches(name)) continue;
+      if (value.is_object()) scheme.update(value);
+      break;
     }
-    const auto number = [&](const char* key) {
-      return scheme.contains(key) && scheme[key].is_number_integer() ? scheme[key].get<int64_t>() : 0;
-    };
-    return {number("bits"), number("group_size")};
+    return {number(scheme, "bits"), number(scheme, "group_size")};
+  }
+
+  static int64_t number(const json& object, const char* key, int64_t otherwise = 0) {
+    const json value = object.value(key, json());
+    return value.is_number_integer() ? value.get<int64_t>() : otherwise;
   }
 
   void check_layer(PackedForm form, const std::string& name, const IntGroup& weight) {
@@ -204,18 +207,19 @@ class Verifier {
       find(name,
            fmt::format("its tensors are of {} bits, and quantization_config says {}", weight.bits, bits));
     const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
-                  size = group_size < 0 ? channels : group_size;
+                  size = group_size < 0 ? channels : std::min(group_size, channels);
     if (size > 0 && groups != (channels + size - 1) / size)
       find(name, fmt::format("it has {} groups, and a group_size of {} makes {} of its {} channels", groups,
                              group_size, (channels + size - 1) / size, channels));
     const int64_t none = weight.scale.eq(0).sum().item<int64_t>();
     if (none > 0) find(name, fmt::format("{} of its scales are 0", none));
-    if (is_gptq(form)) check_gptq(form, name, weight);
+    if (is_gptq(form)) check_gptq(form, name, weight, size);
   }
 
-  void check_gptq(PackedForm form, const std::string& name, const IntGroup& weight) {
+  void check_gptq(PackedForm form, const std::string& name, const IntGroup& weight, int64_t wanted) {
     const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
-                  size = (channels + groups - 1) / groups, middle = 1 << (weight.bits - 1);
+                  size = wanted > 0 ? wanted : (channels + groups - 1) / groups,
+                  middle = 1 << (weight.bits - 1);
     const at::Tensor counts = at::bincount(weight.groups, {}, groups);
     const bool act_order = quantization_.value("desc_act", json(false)) == true;
     if (!act_order && !weight.groups.equal(at::arange(channels).div(size, "floor")))
@@ -258,7 +262,8 @@ class Verifier {
       return find(name, "the original's weight is no floating matrix");
     at::Tensor exact = rows_of(array, 0, array.shape[0]).to(at::kFloat);
     const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
-    if (exact.sizes() != values.sizes() && exact.t().sizes() == values.sizes()) exact = exact.t();
+    const json type = config_.value("model_type", json());
+    if (type == "gpt2") exact = exact.t();  // whose layers are stored [inputs, outputs]
     if (exact.sizes() != values.sizes())
       return find(name, fmt::format("is [{}, {}], and the original's weight [{}, {}]", values.size(0),
                                     values.size(1), exact.size(0), exact.size(1)));
@@ -276,7 +281,8 @@ class Verifier {
   void check_ignored(const PackedReader& reader) {
     std::vector<std::string> names;
     std::vector<Pattern> patterns;
-    for (const json& entry : quantization_.value("ignore", json::array())) {
+    const json ignore = quantization_.value("ignore", json());
+    for (const json& entry : ignore) {
       if (!entry.is_string()) continue;
       const auto text = entry.get<std::string>();
       if (text.starts_with("re:")) {
@@ -294,7 +300,14 @@ class Verifier {
     for (const auto& [name, sizes] : reader.layers()) {
       if (ignored(name)) find(name, "is packed, and quantization_config ignores it");
     }
+    // Only where all Linear modules are targets.
+    bool all = false;
+    for (const json& group : quantization_.at("config_groups")) {
+      const json targets = group.value("targets", json());
+      all = all || std::find(targets.begin(), targets.end(), "Linear") != targets.end();
+    }
     for (const Array& array : files_.arrays) {
+      if (!all) break;
       LayerKind kind{};
       if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear)
         continue;

@@ -199,7 +199,7 @@ TEST_F(GptqFolder, HasLayersOfTheirOwnSettings) {
   EXPECT_GT(perplexity("out"), 1);
   expect_all({{gptq("--layer-config down_proj --force"), 2, "there is no '='"},
               {gptq("--layer-config down_proj=bits:5 --force"), 2, "none of 2, 3, 4 and 8"},
-              {gptq("--layer-config down_proj=group:0 --force"), 2, "neither -1 nor at least 1"},
+              {gptq("--layer-config down_proj=group:0 --force"), 2, "neither -1 nor from 1 to 16777216"},
               {gptq("--layer-config down_proj=sym:1 --force"), 2, "neither bits:N nor group:N"},
               {gptq("--layer-config no_such=bits:8 --force"), 2, "--layer-config 'no_such' matches no layer"},
               {gptq("--ignore no_such --force"), 2, "matches no layer"},
@@ -256,7 +256,7 @@ TEST_F(GptqFolder, RefusesWhatItCannotCalibrateOn) {
        {with("far.bin"), 65, "65535"},
        {with("text.txt", "--seqlen 4000"), 2, "--seqlen 4000 is beyond the 128 positions"},
        {with("text.txt", "--bits 5"), 2, "--bits"},
-       {with("text.txt", "--group-size 0"), 2, "neither -1 nor at least 1"},
+       {with("text.txt", "--group-size 0"), 2, "neither -1 nor from 1 to 16777216"},
        {with("text.txt", "--damp-percent nan"), 2, "--damp-percent"},
        {"gptq " + (folder_ / "model") + " -o " + (folder_ / "out"), 2, "gptq needs --calib-data"},
        {"gptq " + (folder_ / "model") + " -o " + (folder_ / "model") + " --calib-data x", 73, "is the input"},

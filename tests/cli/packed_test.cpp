@@ -74,6 +74,22 @@ TEST_F(PackedFormats, AreRoundedAgainOnlyWhenAsked) {
               {"convert " + shipped("fashion_mlp.pt") + " --format gptq -o " + (folder_ / "no"), 2,
                "convert takes the Hugging Face"}},
              folder_ / "no");
+  // Whose last group is smaller, and whose first tensor is missing.
+  report_of(weight_only("--group-size 64 --group-size-fallback tail", "tail"));
+  EXPECT_EQ(run_mcompress("verify " + (folder_ / "tail")).out, "nothing found; 14 packed layers\n");
+  report_of(convert("tail", "same", "--format gptq"));
+  EXPECT_EQ(bytes_of("same"), bytes_of("tail"));
+  std::filesystem::copy(folder_ / "tail", folder_ / "partly", std::filesystem::copy_options::recursive);
+  std::string bytes = bytes_of("partly");
+  bytes.replace(bytes.find("q_proj.qweight"), 14, "q_proj.qweighx");
+  write_file(folder_ / "partly/model.safetensors", bytes);
+  expect_all({{convert("tail", "no", "--format awq"), 2, "groups of one size"},
+              {convert("partly", "no", "--format dequantized"), 65,
+               "lacks 'model.layers.0.self_attn.q_proj.qweight'"},
+              {convert("tail", "tail/in", "--format gptq"), 73, "inside the model's folder"},
+              {convert("tail", "no", "--format gptq --type F16"), 2, "--type goes with --format gguf"},
+              {weight_only("--group-size 99999999999", "no"), 2, "neither -1 nor from 1 to"}},
+             folder_ / "no");
   const json report = report_of(convert("three", "four", "--format awq --allow-requantize"));
   EXPECT_TRUE(contains(report["layers"][0]["reason"].get<std::string>(), "rounded again"));
   EXPECT_NEAR(perplexity("four"), perplexity("three"), 0.05 * perplexity("three"));
@@ -170,6 +186,16 @@ TEST_F(PackedFormats, BecomeGgufFiles) {
               {"convert " + (folder_ / "model.gguf") + " --format gguf -o " + (folder_ / "no"), 2,
                "takes the Hugging Face"}},
              folder_ / "no");
+  const std::string tokenizer = read_file(folder_ / "model/tokenizer.json");
+  json broken = json::parse(tokenizer);
+  broken["model"]["merges"][3] = {"a"};
+  write_file(folder_ / "model/tokenizer.json", broken.dump());
+  expect_all({{convert("model", "no", "--format gguf"), 65, "tokenizer.json"}}, folder_ / "no");
+  broken = json::parse(tokenizer);
+  broken["normalizer"] = {{"type", "Lowercase"}};
+  write_file(folder_ / "model/tokenizer.json", broken.dump());
+  expect_all({{convert("model", "no", "--format gguf"), 65, "no normalizer 'Lowercase'"}}, folder_ / "no");
+  write_file(folder_ / "model/tokenizer.json", tokenizer);
   config_["sliding_window"] = 16;
   config_["model_type"] = "mistral";
   write_model();

@@ -64,15 +64,16 @@ void evaluate_input(const CompressOptions& options, Report& report) {
   }
 }
 
+void refuse_output_inside(const std::string& output, const std::string& folder) {
+  std::error_code ignored;
+  if (is_inside(output, folder) && !std::filesystem::equivalent(output, folder, ignored))
+    throw error(Exit::kCannotCreate, "output '{}' is inside the model's folder '{}'; choose another place",
+                output, folder);
+}
+
 void check_for_format(const CompressOptions& options, ModelFormat format) {
   const bool language = format == ModelFormat::kHuggingFace;
-  namespace fs = std::filesystem;
-  std::error_code ignored;
-  const bool inside = language && !options.output.empty() && is_inside(options.output, options.model) &&
-                      !fs::equivalent(options.output, options.model, ignored);
-  if (inside)
-    throw error(Exit::kCannotCreate, "output '{}' is inside the model's folder '{}'; choose another place",
-                options.output, options.model);
+  if (language && !options.output.empty()) refuse_output_inside(options.output, options.model);
   std::string given = given_text_option(options.text);
   if (given.empty() && options.gates.max_perplexity_ratio) given = "--max-perplexity-ratio";
   if (!given.empty() && !language) {

@@ -46,6 +46,9 @@ void decide_all(std::vector<Decision>& plan, const CompressOptions& options,
 // The user's own measure of the input comes before the long work, so that one that fails, fails early.
 void evaluate_input(const CompressOptions& options, Report& report);
 
+// Refuses (73) an output inside the folder that is read.
+void refuse_output_inside(const std::string& output, const std::string& folder);
+
 // Refuses (2) options of text where the model is none of language and gates of what is not measured of one,
 // and (73) an output inside the folder that is read.
 void check_for_format(const CompressOptions& options, ModelFormat format);

@@ -15,10 +15,21 @@
 #include "mcompress/model/packed_folder.h"
 #include "mcompress/report/version.h"
 #include "models.h"
+#include "packed_plan.h"
 
 namespace mcompress::cli {
 
 namespace {
+
+// Of a language model that can be run; none of others.
+std::optional<DecoderConfig> language_config(const std::string& model) {
+  try {
+    return read_model_config(model);
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    return std::nullopt;
+  }
+}
 
 // How a layer's codes lie, as another form must hold them.
 struct Stored {
@@ -28,11 +39,15 @@ struct Stored {
 };
 
 Stored describe(const std::string& name, const IntGroup& weight) {
-  const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
-                size = (channels + groups - 1) / groups;
+  const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1);
+  const auto covers = [&](int64_t size) { return size > 0 && (channels + size - 1) / size == groups; };
+  // The last group may be smaller, and g_idx may leave groups unused.
+  int64_t size = at::bincount(weight.groups, {}, groups).max().item<int64_t>();
+  if (!covers(size)) size = (channels + groups - 1) / groups;
+  if (!covers(size))
+    throw bad_data("layer '{}': its {} channels in {} groups have no one group size", name, channels, groups);
   Stored stored;
-  const at::Tensor expected = at::arange(channels).div(size, "floor");
-  stored.in_order = weight.groups.equal(expected);
+  stored.in_order = weight.groups.equal(at::arange(channels).div(size, "floor"));
   stored.layer = {
       name,        weight.codes.size(0),    channels,
       weight.bits, groups == 1 ? -1 : size, weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>()};
@@ -61,7 +76,7 @@ void round_anew(PackedForm form, Stored& stored) {
   const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
   if (!obstacle.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, obstacle);
   layer.bits = layer.bits <= 4 || form == PackedForm::kAwq ? 4 : 8;
-  if (layer.group_size > 0 && layer.inputs % layer.group_size != 0) layer.group_size = -1;
+  while (layer.group_size > 0 && layer.inputs % layer.group_size != 0) --layer.group_size;
   stored.anew = GroupGrid{layer.bits, layer.group_size, layer.symmetric, true};
   stored.in_order = true;
 }
@@ -73,8 +88,22 @@ IntGroup converted(const Stored& stored, const PackedReader& reader) {
   return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
 }
 
+// A layer of one group as wide as the groups of the others has their size.
+void unite_sizes(std::vector<Stored>& layers) {
+  std::map<int64_t, size_t> uses;
+  for (const Stored& stored : layers) {
+    if (stored.layer.group_size > 0) ++uses[stored.layer.group_size];
+  }
+  if (uses.size() != 1) return;
+  for (Stored& stored : layers) {
+    if (stored.layer.inputs == uses.begin()->first) stored.layer.group_size = stored.layer.inputs;
+  }
+}
+
 Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& reader, PackedForm source,
                      const ConvertCommand& options) {
+  const std::optional<DecoderConfig> config = language_config(options.model);
+  if (config) Decoder(options.model, at::kFloat);  // whose tensors must be those of the configuration
   Plan plan;
   bool symmetric = true;
   std::map<std::pair<int, int64_t>, size_t> uses;
@@ -84,6 +113,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     const Stored& stored = plan.layers.back();
     symmetric = symmetric && stored.layer.symmetric;
   }
+  unite_sizes(plan.layers);
   GroupOptions groups = options.groups;
   groups.symmetric = symmetric;
   PackedFolder& folder = plan.folder;
@@ -92,7 +122,9 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   folder.symmetric = symmetric;
   folder.shard_bytes = groups.shard_bytes;
   folder.version = kVersion;
-  folder.head = "lm_head";
+  if (config) folder.head_name = config->names.head;
+  folder.transposed = config && config->transposed;
+  check_transposed(folder, options.model);
   for (Stored& stored : plan.layers) {
     stored.layer.symmetric = symmetric;
     const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
@@ -100,7 +132,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     folder.layers.push_back(stored.layer);
     ++uses[{stored.layer.bits, stored.layer.group_size}];
     folder.act_order = folder.act_order || !stored.in_order;
-    if (stored.layer.name == folder.head) folder.head.clear();
+    folder.head = folder.head || stored.layer.name == folder.head_name;
     if (refusal.empty()) continue;
     if (!options.allow_requantize)
       throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds its values again",
@@ -116,13 +148,17 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
                 "--format awq has one group size for all layers, and '{}' has {}; use --format gptq or "
                 "compressed-tensors",
                 options.model, uses.size());
+  if (folder.form == PackedForm::kAwq && folder.head)
+    throw error(Exit::kUsage, "--format awq has no output layer, which '{}' has packed; use --format gptq",
+                options.model);
   // Linear layers that are not packed must be named.
   for (const Array& array : checkpoint.arrays) {
     LayerKind kind{};
     if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear) continue;
     const std::string name = array.name.substr(0, array.name.rfind('.'));
-    if (name != "lm_head") folder.kept.push_back(name);
+    if (name != folder.head_name) folder.kept.push_back(name);
   }
+  if (config) folder.parts = uniform_parts(folder, *config);
   return plan;
 }
 
@@ -171,9 +207,13 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
     throw error(Exit::kUsage, "'{}' is {}; convert takes the Hugging Face folder of a model", options.model,
                 name_of(format));
   if (options.groups.format == "gguf") return convert_to_gguf(options, run, report);
+  if (options.type != ConvertCommand().type) throw error(Exit::kUsage, "--type goes with --format gguf");
   if (!options.output.empty()) check_output(options.output, OutputKind::kFolder, run.force, run.inputs);
   BackgroundHash hash(options.model);
+  if (!options.output.empty()) refuse_output_inside(options.output, options.model);
   const FolderQuantization quantization = read_quantization(options.model);
+  if (quantization.text.empty() && guess_form(read_checkpoint(options.model, format)))
+    throw bad_data("'{}' has packed layers, and its config.json has no quantization_config", options.model);
   if (!quantization.form)
     throw error(Exit::kUsage,
                 "'{}' holds no packed layers ({}); round them with 'mcompress quantize --mode weight-only'",
@@ -185,6 +225,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   if (reader.layers().empty()) throw bad_data("'{}' has no packed layer", options.model);
   const Plan plan =
       timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, *quantization.form, options); });
+  warn_of_readers(plan.folder, report);
   report.predicted_bytes = predict_packed_folder_bytes(checkpoint, options.model, plan.folder);
   report.input =
       describe_artifact(options.model, name_of(*quantization.form), count_checkpoint(checkpoint), hash);

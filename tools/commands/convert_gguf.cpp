@@ -16,6 +16,8 @@ namespace mcompress::cli {
 
 namespace {
 
+constexpr double kLargestHalf = 65504;
+
 struct NamedType {
   GgufType type;
   uint32_t file_type;  // general.file_type (llama.h)
@@ -55,12 +57,17 @@ std::vector<std::string> gguf_type_names() {
 }
 
 void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Report& report) {
-  if (!options.output.empty()) check_output(options.output, OutputKind::kFile, run.force, run.inputs);
+  if (!options.output.empty()) {
+    check_output(options.output, OutputKind::kFile, run.force, run.inputs);
+    refuse_output_inside(options.output, options.model);
+  }
   BackgroundHash hash(options.model);
   const Decoder model = timed(report, "load", [&] { return Decoder(options.model, at::kFloat); });
   const DecoderConfig& config = model.config();
+  load_tokenizer(options.model);  // which says what is wrong with it
   const NamedType wanted = types().at(options.type);
-  auto metadata = gguf_model_fields(config, std::filesystem::path(options.model).filename().string());
+  auto metadata =
+      gguf_model_fields(config, std::filesystem::weakly_canonical(options.model).filename().string());
   metadata.emplace_back("general.file_type", wanted.file_type);
   for (auto& field : gguf_tokenizer_fields(options.model, config.vocabulary))
     metadata.push_back(std::move(field));
@@ -95,6 +102,10 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
       const at::Tensor values = gguf_values(model, places[i]);
       if (!values.isfinite().all().item<bool>())
         throw bad_data("tensor '{}' holds NaN or infinity", places[i].source);
+      const bool halves = entries[i].type != GgufType::kF32 && entries[i].type != GgufType::kBF16;
+      if (halves && values.abs().max().item<double>() > kLargestHalf)
+        throw bad_data("tensor '{}' has values beyond float16, in which {} has its scales; use --type BF16",
+                       places[i].source, name_of(entries[i].type));
       writer.write(output, i, 0,
                    bytes_of(gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, entries[i].type)));
       progress.step();

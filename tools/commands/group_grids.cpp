@@ -40,8 +40,8 @@ LayerConfig parse_layer_config(const std::string& text) {
       throw refuse(fmt::format("'{}' is neither bits:N nor group:N", item));
     if (key == "bits" && *value != 2 && *value != 3 && *value != 4 && *value != 8)
       throw refuse(fmt::format("bits:{} is none of 2, 3, 4 and 8", *value));
-    if (key == "group" && (*value == 0 || *value < -1))
-      throw refuse(fmt::format("group:{} is neither -1 nor at least 1", *value));
+    if (key == "group" && (*value == 0 || *value < -1 || *value > kLargestGroup))
+      throw refuse(fmt::format("group:{} is neither -1 nor from 1 to {}", *value, kLargestGroup));
     (key == "bits" ? config.bits : config.group_size) = *value;
   }
   return config;

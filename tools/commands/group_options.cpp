@@ -17,8 +17,9 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
   add("--group-size", options.group_size, "Input features that share a scale; -1: all of a layer")
       ->check([](const std::string& text) {
         int64_t size = 0;
-        const bool fine = CLI::detail::lexical_cast(text, size) && (size == -1 || size > 0);
-        return fine ? std::string() : fmt::format("'{}' is neither -1 nor at least 1", text);
+        const bool fine =
+            CLI::detail::lexical_cast(text, size) && (size == -1 || (size > 0 && size <= kLargestGroup));
+        return fine ? std::string() : fmt::format("'{}' is neither -1 nor from 1 to {}", text, kLargestGroup);
       });
   add("--group-size-fallback", options.group_size_fallback,
       "Where the group size does not divide the inputs of a layer. error: stop; adjust: take the half, or "

@@ -14,6 +14,8 @@
 
 namespace mcompress::cli {
 
+constexpr int64_t kLargestGroup = int64_t{1} << 24;
+
 // The settings of every command that rounds weights in groups.
 struct GroupOptions {
   int64_t bits = 4, group_size = 128;

@@ -42,7 +42,8 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
   evaluate_input(options, report);
   PackedFolder folder = folder_of(plan, &config, groups);
   command.describe(folder);
-  warn_of_readers(plan, folder, groups, report);
+  check_transposed(folder, options.model);
+  warn_of_readers(folder, report);
   report.predicted_bytes = form_of(groups) ? predict_packed_folder_bytes(checkpoint, options.model, folder)
                                            : bytes_on_disk(options.model);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),

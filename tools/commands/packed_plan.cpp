@@ -112,11 +112,9 @@ PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOption
   return plan;
 }
 
-namespace {
-
-// The layers of a block that are rounded, by stage, where some are left alone and the same ones in every
-// block.
-std::vector<std::vector<std::string>> uniform_parts(const PackedPlan& plan, const DecoderConfig& config) {
+std::vector<std::vector<std::string>> uniform_parts(const PackedFolder& folder, const DecoderConfig& config) {
+  std::set<std::string> packed;
+  for (const PackedLayer& layer : folder.layers) packed.insert(layer.name);
   std::vector<std::vector<std::string>> parts;
   bool some_left = false;
   for (int64_t block = 0; block < config.blocks; ++block) {
@@ -124,7 +122,7 @@ std::vector<std::vector<std::string>> uniform_parts(const PackedPlan& plan, cons
     for (const auto& stage : stages_of(config, block)) {
       here.emplace_back();
       for (const DecoderLayer& layer : stage) {
-        const bool rounded = plan.grids.contains(layer.name);
+        const bool rounded = packed.contains(layer.name);
         some_left = some_left || !rounded;
         if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
       }
@@ -136,59 +134,62 @@ std::vector<std::vector<std::string>> uniform_parts(const PackedPlan& plan, cons
   return some_left ? parts : std::vector<std::vector<std::string>>();
 }
 
-}  // namespace
-
 PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid) {
   return {layer.name, layer.outputs, layer.inputs, grid.bits, grid.group_size, grid.symmetric};
 }
 
 PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups) {
   PackedFolder folder;
-  folder.form = form_of(groups).value_or(PackedForm::kGptq);
-  folder.head = config != nullptr ? config->names.head : "lm_head";
+  folder.form = form_of(groups);
+  if (config != nullptr) folder.head_name = config->names.head;
   std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
   for (const GroupedLayer& layer : plan.layers) {
     const auto grid = plan.grids.find(layer.name);
     if (grid == plan.grids.end()) {
-      if (layer.name != folder.head) folder.kept.push_back(layer.name);
+      if (layer.name != folder.head_name) folder.kept.push_back(layer.name);
       continue;
     }
     folder.layers.push_back(packed_layer(layer, grid->second));
     ++uses[{grid->second.bits, grid->second.group_size}];
   }
-  if (plan.grids.contains(folder.head)) folder.head.clear();
-  if (config != nullptr) folder.parts = uniform_parts(plan, *config);
+  folder.head = plan.grids.contains(folder.head_name);
+  if (config != nullptr) folder.parts = uniform_parts(folder, *config);
   // What most layers have is the configuration's own.
   const auto most = std::max_element(uses.begin(), uses.end(),
                                      [](const auto& a, const auto& b) { return a.second < b.second; });
   folder.bits = most->first.first;
   folder.group_size = most->first.second;
+  folder.transposed = config != nullptr && config->transposed;
   folder.symmetric = groups.symmetric;
   folder.shard_bytes = groups.shard_bytes;
   folder.version = kVersion;
   return folder;
 }
 
-void warn_of_readers(const PackedPlan& plan, const PackedFolder& folder, const GroupOptions& groups,
-                     Report& report) {
-  if (groups.format != "gptq") return;
-  if (!groups.symmetric)
+void warn_of_readers(const PackedFolder& folder, Report& report) {
+  const bool asymmetric = folder.form == PackedForm::kGptqV2;
+  if (!asymmetric && folder.form != PackedForm::kGptq) return;
+  if (asymmetric)
     report.warnings.emplace_back(
         "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
-        "newer "
-        "vLLM do not; --sym is read by all");
+        "newer vLLM do not; --sym is read by all");
   if (folder.parts.empty() && !folder.kept.empty())
     report.warnings.emplace_back(
         "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
         "not");
-  bool tail = false;
-  for (const GroupedLayer& layer : plan.layers) {
-    const auto grid = plan.grids.find(layer.name);
-    tail = tail || (grid != plan.grids.end() && grid->second.group_size > 0 &&
-                    layer.inputs % grid->second.group_size != 0);
-  }
+  const bool tail = std::any_of(folder.layers.begin(), folder.layers.end(), [](const PackedLayer& layer) {
+    return layer.group_size > 0 && layer.inputs > layer.group_size && layer.inputs % layer.group_size != 0;
+  });
   if (tail)
     report.warnings.emplace_back("groups that do not divide the inputs are read by GPTQModel, not by vLLM");
+}
+
+void check_transposed(const PackedFolder& folder, const std::string& model) {
+  const bool linear_only = folder.form == PackedForm::kAwq || folder.form == PackedForm::kCompressedTensors;
+  if (folder.transposed && linear_only)
+    throw error(Exit::kUsage,
+                "--format {}: its readers know no Conv1D layers, which '{}' has; use gptq or dequantized",
+                name_of(*folder.form), model);
 }
 
 void check_values(const CheckpointFiles& checkpoint, const PackedPlan& plan, const GroupOptions& groups) {

@@ -32,8 +32,12 @@ PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid);
 
 // What is written, and what its readers make of that. `config`: of a language model.
 PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups);
-void warn_of_readers(const PackedPlan& plan, const PackedFolder& folder, const GroupOptions& groups,
-                     Report& report);
+void warn_of_readers(const PackedFolder& folder, Report& report);
+// The layers of a block that are packed, by stage, where some are left alone and the same ones in every
+// block.
+std::vector<std::vector<std::string>> uniform_parts(const PackedFolder& folder, const DecoderConfig& config);
+// Refuses (2) formats that the layers of GPT-2 have no place in.
+void check_transposed(const PackedFolder& folder, const std::string& model);
 
 // Throws Error(65) for what would stop the run late: weights that are not finite, and values that the format,
 // whose readers compute in float16, has no number for.

@@ -161,7 +161,8 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
   const auto text = open_text(options, ModelFormat::kHuggingFace, run, report);
   evaluate_input(options, report);
   const PackedFolder folder = folder_of(plan, config, groups);
-  warn_of_readers(plan, folder, groups, report);
+  check_transposed(folder, options.model);
+  warn_of_readers(folder, report);
   report.predicted_bytes = form_of(groups) ? predict_packed_folder_bytes(checkpoint, options.model, folder)
                                            : bytes_on_disk(options.model);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),

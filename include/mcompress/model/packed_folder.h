@@ -61,7 +61,8 @@ struct PackedFolder {
   int bits = 4;
   int64_t group_size = -1;
   bool symmetric = true;
-  std::string head;  // the name of the output layer where it is none of the layers
+  std::string head_name = "lm_head";  // of the output layer
+  bool head = false;                  // it is one of the layers
   // Of GPTQ only.
   bool act_order = false, static_groups = false, true_sequential = true;
   double damping = 0.01;
@@ -69,6 +70,7 @@ struct PackedFolder {
   std::string version;                   // of this program
   // How the layers are packed in the source, where they are.
   std::optional<PackedForm> source_form = {};
+  bool transposed = false;  // plain weights are stored [inputs, outputs], but for the output layer
   std::map<std::string, at::Tensor> changed = {};  // tensors that stay but for their values, by name
 };
 

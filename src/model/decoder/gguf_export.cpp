@@ -48,9 +48,8 @@ std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderCo
     if (window > 0 && window < config.positions)
       throw bad_data("blocks that look back {} tokens only cannot be written as GGUF yet", window);
   }
-  const bool llama = architecture == "llama";
-  if (llama && (config.qkv_bias || config.output_bias || config.mlp_bias))
-    throw bad_data("a llama model with biases cannot be written as GGUF yet");
+  const bool biased = (config.qkv_bias && architecture != "qwen2") || config.output_bias || config.mlp_bias;
+  if (biased) throw bad_data("a {} model with these biases cannot be written as GGUF yet", config.model_type);
   std::vector<std::pair<std::string, GgufField>> fields = {
       {"general.architecture", architecture}, {"general.type", std::string("model")}, {"general.name", name}};
   const auto add = [&](const std::string& key, GgufField value) {

@@ -97,6 +97,7 @@ FolderQuantization read_quantization(const ConfigKeys& keys) {
 FolderQuantization read_quantization(const std::string& folder) {
   const std::string path = folder + "/config.json";
   const json config = read_json_file(path);
+  if (!config.is_object()) throw bad_data("'{}' is no JSON object", path);
   return read_quantization(ConfigKeys(config, fmt::format("'{}'", path)));
 }
 
