@@ -40,7 +40,7 @@ Range range_of(const double* weights, int64_t count, bool symmetric) {
 }
 
 // Scales and zero points to choose from, in float32, which tells them apart.
-constexpr size_t kMostTried = 48;  // whole registers of any width
+constexpr size_t kMostTried = 64;  // whole registers of any width
 struct Candidates {
   std::array<float, kMostTried> scale{}, inverse{}, zero{}, error{};
   size_t count = 0;
@@ -74,9 +74,9 @@ MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, 
 // Ranges narrowed step by step, each with the zero point of its low end and those beside
 // it.
 void add_asymmetric(const Range& range, const GroupGrid& grid, double largest, Candidates& tried) {
-  const int steps = grid.search ? 16 : 1;
+  const int steps = grid.search ? 18 : 1;
   for (int i = 0; i < steps; ++i) {
-    const double part = 1 - 0.0225 * i, exact = (range.high - range.low) * part / largest;
+    const double part = 1 - 0.02 * i, exact = (range.high - range.low) * part / largest;
     tried.add(exact, 0);
     const double zero = std::min(largest, rounded(-range.low * part / tried.scale[tried.count - 1]));
     tried.zero[tried.count - 1] = static_cast<float>(zero);
@@ -92,9 +92,9 @@ void add_symmetric(const Range& range, const GroupGrid& grid, double largest, Ca
   const double middle = 1 << (grid.bits - 1);
   tried.add((range.high - range.low) / largest, middle);
   if (!grid.search) return;
-  constexpr int kSteps = 23;
+  constexpr int kSteps = 25;
   for (int i = 0; i < kSteps; ++i) {
-    const double exact = range.high / middle * (1.14 - 0.0218 * i);
+    const double exact = range.high / middle * (1.14 - 0.02 * i);
     tried.add(exact, middle);
     tried.add(-exact, middle);
   }

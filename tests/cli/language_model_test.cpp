@@ -21,13 +21,13 @@ TEST_F(LanguageModel, IsShownByInspectWithoutReadingItsWeights) {
   EXPECT_EQ(model["quantization"], nullptr);
   EXPECT_EQ(model["bytes"]["embedding"], 448 * 16 * 4);
   EXPECT_EQ(model["bytes"]["feed_forward"], 2 * 3 * 16 * 24 * 4);
-  EXPECT_EQ(model["commands"], json::array({"evaluate", "gptq", "quantize", "prune"}));
+  EXPECT_EQ(model["commands"], json::array({"evaluate", "gptq", "awq", "quantize", "prune"}));
   const Outcome text = run_mcompress("inspect " + (folder_ / "model"));
   EXPECT_TRUE(contains(
       text.out, "architecture llama: 2 blocks of width 16 and 24, 4 heads of 4 (2 for keys and values)"))
       << text.out;
   EXPECT_TRUE(contains(text.out, "tokenizer: byte-level BPE, 420 tokens")) << text.out;
-  EXPECT_TRUE(contains(text.out, "commands: evaluate, gptq, quantize, prune")) << text.out;
+  EXPECT_TRUE(contains(text.out, "commands: evaluate, gptq, awq, quantize, prune")) << text.out;
   const json report = report_of("inspect " + (folder_ / "model"));
   EXPECT_EQ(report["input"]["sha256"], nullptr);
   EXPECT_EQ(report["input"]["nonzeros"], nullptr);
@@ -54,10 +54,10 @@ TEST_F(LanguageModel, IsShownByInspectWhateverItIs) {
   const json odd = with_config({{"model_type", "odd"}});
   EXPECT_TRUE(contains(odd["obstacle"], "model type 'odd' cannot be run; known are gemma")) << odd;
   EXPECT_EQ(odd["commands"], json::array({"quantize", "prune"}));
-  const json quantization = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 128}};
+  const json quantization = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 128}, {"version", "gemv"}};
   const json awq = with_config({{"quantization_config", quantization}});
   EXPECT_EQ(awq["quantization"], "awq, 4 bits, group size 128");
-  EXPECT_TRUE(contains(awq["obstacle"], "weights of 'awq' cannot be run yet")) << awq;
+  EXPECT_TRUE(contains(awq["obstacle"], "awq of version 'gemv' and 4 bits cannot be run yet")) << awq;
   for (const auto& [tokenizer, kind] : {std::pair("llama2", "SentencePiece BPE"),
                                         {"unigram", "SentencePiece unigram"},
                                         {"bert", "WordPiece"}}) {

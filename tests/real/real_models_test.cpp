@@ -87,12 +87,19 @@ TEST(RealModels, TinyLanguageModelKeepsItsPerplexityInFewBits) {
   const std::string run = "gptq " + test_data() + "/tiny-lm --asym --force -o " + (folder / "q") +
                           " --seqlen 256 --calib-compute fp32 --calib-data " + text + " --eval-data " +
                           test_data() + "/tiny-lm/heldout.txt --eval-seqlen 256 --windows 60 ";
-  const auto perplexity = [&](const std::string& options) {
-    return report_of(run + options)["metrics"]["after"]["perplexity"]["value"].get<double>();
+  // On 60 windows the perplexity moves by this with any change of rounding, such as another processor's sums;
+  // the divergence from the float model hardly does.
+  constexpr double kNoise = 0.05;
+  const auto expect = [&](const std::string& options, double perplexity, double divergence) {
+    const json report = report_of(run + options);
+    EXPECT_LE(report["metrics"]["after"]["perplexity"]["value"].get<double>(), perplexity + kNoise)
+        << options;
+    EXPECT_LE(report["comparison"]["reference"]["kl_divergence"]["mean"].get<double>(), divergence)
+        << options;
   };
-  EXPECT_LE(perplexity("--bits 4 --group-size 128"), 43.36);
-  EXPECT_LE(perplexity("--bits 3 --group-size 128"), 44.17);
-  EXPECT_LE(perplexity("--bits 2 --group-size 64"), 49.1);
+  expect("--bits 4 --group-size 128", 43.36, 0.0070);
+  expect("--bits 3 --group-size 128", 44.17, 0.029);
+  expect("--bits 2 --group-size 64", 49.1, 0.14);
 }
 
 // On the first 2,000 test rows.
