@@ -2,6 +2,7 @@
 #include <bit>
 #include <cstring>
 
+#include "half.h"
 #include "mcompress/formats/gguf.h"
 
 namespace mcompress {
@@ -27,18 +28,6 @@ class Fields {
     uint32_t value = 0;
     std::memcpy(&value, bytes(4), 4);
     return value;
-  }
-
-  // IEEE binary16 to binary32.
-  static float widened(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000U) << 16U;
-    const uint32_t exponent = (half >> 10U) & 0x1FU, fraction = half & 0x3FFU;
-    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
-      const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
-      return sign == 0 ? magnitude : -magnitude;
-    }
-    if (exponent == 0x1FU) return std::bit_cast<float>(sign | 0x7F800000U | fraction << 13U);
-    return std::bit_cast<float>(sign | (exponent + 112U) << 23U | fraction << 13U);
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.h"
 #include "mcompress/formats/gguf_write.h"
 
 namespace mcompress {
@@ -13,30 +14,6 @@ namespace {
 
 constexpr int kBlock = 32, kSuper = 256;
 
-// binary32 to IEEE binary16, to the nearest, halves to even.
-uint16_t half_of(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const auto sign = static_cast<uint16_t>(bits >> 16U & 0x8000U);
-  const uint32_t magnitude = bits & 0x7FFFFFFFU;
-  if (magnitude >= 0x7F800000U) return sign | (magnitude > 0x7F800000U ? 0x7E00U : 0x7C00U);
-  if (magnitude >= 0x477FF000U) return sign | 0x7C00U;  // beyond 65504 and a half step
-  if (magnitude < 0x38800000U) {
-    // Subnormal: whole multiples of 2^-24.
-    const float steps = std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24F);
-    return static_cast<uint16_t>(sign | static_cast<uint16_t>(steps));
-  }
-  const uint32_t even = magnitude + 0xFFFU + (magnitude >> 13U & 1U);
-  return static_cast<uint16_t>(sign | ((even - 0x38000000U) >> 13U));
-}
-
-float widened(uint16_t half) {
-  const float sign = (half & 0x8000U) != 0 ? -1.0F : 1.0F;
-  const int exponent = half >> 10U & 0x1FU;
-  const auto fraction = static_cast<float>(half & 0x3FFU);
-  if (exponent == 0) return sign * fraction * 0x1p-24F;
-  return sign * std::ldexp(1024 + fraction, exponent - 25);
-}
-
 // Writes the fields of a block one after the other.
 class Fields {
  public:
@@ -44,7 +21,7 @@ class Fields {
 
   // Returns what is read back of it.
   float half(float value) {
-    const uint16_t bits = half_of(value);
+    const uint16_t bits = narrowed(value);
     *at_++ = static_cast<uint8_t>(bits & 255U);
     *at_++ = static_cast<uint8_t>(bits >> 8U);
     return widened(bits);

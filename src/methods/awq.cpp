@@ -112,7 +112,8 @@ ScaleSearch search_scales(const std::vector<at::Tensor>& weights, const std::vec
   };
   const at::Tensor inputs = mean_inputs.clamp_min(1e-4), shares = mean_shares(weights, grids[0]);
   ScaleSearch search;
-  search.plain_loss = loss_with(at::ones({weights[0].size(1)}));
+  for (size_t i = 0; i < weights.size(); ++i)
+    search.plain_loss += nearest_loss(weights[i], grids[i], hessian);
   for (const bool by_weight : {false, true}) {
     for (int64_t i = by_weight ? 0 : 1; i < points; ++i) {
       const double power = static_cast<double>(i) / static_cast<double>(points);
@@ -180,6 +181,10 @@ IntGroup round_clipped(const at::Tensor& weight, const GroupGrid& grid, const at
 
 double loss_of(const at::Tensor& weight, const at::Tensor& rounded, const at::Tensor& hessian) {
   return loss_of_error(rounded - weight, hessian);
+}
+
+double nearest_loss(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& hessian) {
+  return loss_of_error(error_with_scale(weight, at::ones({weight.size(1)}), grid), hessian);
 }
 
 }  // namespace mcompress

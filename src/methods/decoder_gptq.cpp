@@ -14,7 +14,6 @@
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/hessian.h"
 #include "mcompress/model/decoder.h"
-#include "rounded_block.h"
 
 namespace mcompress {
 
@@ -33,39 +32,25 @@ class DecoderRun {
   int64_t run(const at::Tensor& ids) {
     const at::NoGradGuard guard;
     const int64_t blocks = model_.config().blocks;
-    int64_t kept = 0, block = 0;
-    try {
-      hidden_ = embed_windows(model_, ids, plan_.states);
-      for (; block < blocks; ++block) {
-        if (resume(block)) {
-          ++kept;
-        } else {
-          RoundedBlock rounded;
-          rounded.layers = plan_.true_sequential ? by_stages(block) : at_once(block);
-          write_rounded_block(checkpoint_.path, block, checkpoint_.fingerprint, rounded);
-        }
-      }
-      if (plan_.layers.contains(model_.config().names.head) && !resume(blocks))
-        write_rounded_block(checkpoint_.path, blocks, checkpoint_.fingerprint, {round_head(), {}, {}});
-    } catch (const Interrupted& stop) {
-      if (block == 0) throw;
-      throw stopped_after(stop, block, blocks, checkpoint_);
-    }
-    return kept;
+    hidden_ = embed_windows(model_, ids, plan_.states);
+    const BlockMethod method = {
+        [&](int64_t block) {
+          return RoundedBlock{block == blocks         ? round_head()
+                              : plan_.true_sequential ? by_stages(block)
+                                                      : at_once(block),
+                              {},
+                              {}};
+        },
+        [&](int64_t block, const RoundedBlock& rounded) { run_rounded(block, rounded.layers); }};
+    return run_blocks(method, blocks, plan_.layers.contains(model_.config().names.head), checkpoint_,
+                      progress_);
   }
 
  private:
-  // Runs a block as an earlier run left it; false where that has not done it.
-  bool resume(int64_t block) {
-    if (!checkpoint_.resume) return false;
-    const auto rounded = resumed_block(checkpoint_, block);
-    if (!rounded) return false;
-    progress_.step(static_cast<int64_t>(rounded->layers.size()));
-    if (block == model_.config().blocks) return true;
+  void run_rounded(int64_t block, const std::vector<RoundedLayer>& layers) {
     DecoderBlock opened = model_.open_block(block, hidden_);
-    for (const RoundedLayer& layer : rounded->layers) set_rounded(opened, layer);
+    for (const RoundedLayer& layer : layers) set_rounded(opened, layer);
     opened.run();
-    return true;
   }
 
   std::vector<RoundedLayer> by_stages(int64_t block) {
@@ -92,20 +77,14 @@ class DecoderRun {
           result.push_back(std::move(layer));
       }
     }
-    DecoderBlock opened = model_.open_block(block, hidden_);
-    for (const RoundedLayer& layer : result) set_rounded(opened, layer);
-    opened.run();
+    run_rounded(block, result);
     return result;
   }
 
   std::vector<RoundedLayer> round_head() {
     const DecoderConfig& config = model_.config();
-    HessianSum sum(config.width);
-    for (int64_t i = 0; i < hidden_.size(0); ++i) {
-      check_interrupt();
-      sum.add(model_.head_inputs(hidden_[i]));
-    }
-    return round_stage({{config.names.head, config.vocabulary, config.width, false}}, sum.mean());
+    return round_stage({{config.names.head, config.vocabulary, config.width, false}},
+                       head_hessian(model_, hidden_));
   }
 
   // The Hessian of the stage; undefined where none of its layers are rounded. What solving the stage before

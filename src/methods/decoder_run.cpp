@@ -1,8 +1,14 @@
 #include "decoder_run.h"
 
 #include <algorithm>
+#include <optional>
 
 #include <ATen/ATen.h>
+
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/methods/hessian.h"
+#include "rounded_block.h"
 
 namespace mcompress {
 
@@ -17,12 +23,38 @@ at::Tensor embed_windows(const Decoder& model, const at::Tensor& ids, at::Scalar
   return states;
 }
 
-Error stopped_after(const Interrupted& stop, int64_t block, int64_t blocks,
-                    const CheckpointOptions& checkpoint) {
-  accept_interrupt();
-  return error(Exit::kResumable,
-               "stopped by signal {} after block {} of {}; the same command with --resume goes on from '{}'",
-               stop.signal, block, blocks, checkpoint.path);
+at::Tensor head_hessian(const Decoder& model, const at::Tensor& states) {
+  HessianSum sum(model.config().width);
+  for (int64_t i = 0; i < states.size(0); ++i) {
+    check_interrupt();
+    sum.add(model.head_inputs(states[i]));
+  }
+  return sum.mean();
+}
+
+int64_t run_blocks(const BlockMethod& method, int64_t blocks, bool head, const CheckpointOptions& checkpoint,
+                   Progress& progress) {
+  int64_t kept = 0, block = 0;
+  try {
+    for (; block < blocks + (head ? 1 : 0); ++block) {
+      const auto done = checkpoint.resume ? resumed_block(checkpoint, block) : std::nullopt;
+      if (!done) {
+        write_rounded_block(checkpoint.path, block, checkpoint.fingerprint, method.round(block));
+        continue;
+      }
+      progress.step(static_cast<int64_t>(done->layers.size()));
+      if (block == blocks) break;
+      method.pass(block, *done);
+      ++kept;
+    }
+  } catch (const Interrupted& stop) {
+    if (block == 0) throw;
+    accept_interrupt();
+    throw error(Exit::kResumable,
+                "stopped by signal {} after block {} of {}; the same command with --resume goes on from '{}'",
+                stop.signal, block, blocks, checkpoint.path);
+  }
+  return kept;
 }
 
 }  // namespace mcompress

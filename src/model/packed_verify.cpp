@@ -1,7 +1,6 @@
 #include "mcompress/model/packed_verify.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -17,6 +16,7 @@
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/decoder.h"
 #include "mcompress/model/packed_folder.h"
+#include "originals.h"
 
 namespace mcompress {
 
@@ -25,29 +25,6 @@ namespace {
 using nlohmann::json;
 
 bool is_gptq(PackedForm form) { return form == PackedForm::kGptq || form == PackedForm::kGptqV2; }
-
-double sqnr_of(const at::Tensor& exact, const at::Tensor& other) {
-  const double signal = exact.square().sum(at::kDouble).item<double>(),
-               noise = (exact - other).square().sum(at::kDouble).item<double>();
-  return noise == 0 ? 300 : 10 * std::log10(std::max(signal, 1e-300) / noise);
-}
-
-// Of the best scales of rows and columns, which AWQ moves between layers.
-double fitted_sqnr(const at::Tensor& exact, at::Tensor other) {
-  double best = sqnr_of(exact, other);
-  for (int round = 0; round < 2; ++round) {
-    for (const int64_t over : {0, 1}) {
-      const at::Tensor fit =
-          (exact * other).sum(over, true) / other.square().sum(over, true).clamp_min(1e-30);
-      other = other * fit;
-      best = std::max(best, sqnr_of(exact, other));
-    }
-  }
-  return best;
-}
-
-// What rounding to nearest gives is 6 dB a bit less some; half of it no rounding would lose.
-double least_sqnr(int bits) { return 6.0 * bits - 14; }
 
 class Verifier {
  public:
@@ -131,17 +108,15 @@ class Verifier {
 
   // Parts of layers whose first tensor is not there.
   void check_orphans() {
-    static const std::map<std::string, std::string> kFirst = {{".qzeros", ".qweight"},
-                                                              {".scales", ".qweight"},
-                                                              {".g_idx", ".qweight"},
-                                                              {".weight_scale", ".weight_packed"},
-                                                              {".weight_shape", ".weight_packed"},
-                                                              {".weight_zero_point", ".weight_packed"}};
+    std::map<std::string, std::string> first_of;
+    for (const PackedForm form : {PackedForm::kGptq, PackedForm::kCompressedTensors}) {
+      for (const std::string& suffix : packed_suffixes(form)) first_of[suffix] = packed_suffixes(form)[0];
+    }
     for (const std::string& name : names_) {
       const size_t dot = name.rfind('.');
       if (dot == std::string::npos) continue;
-      const auto first = kFirst.find(name.substr(dot));
-      if (first == kFirst.end()) continue;
+      const auto first = first_of.find(name.substr(dot));
+      if (first == first_of.end()) continue;
       const std::string layer = name.substr(0, dot);
       // A scale also goes with codes of 8 bits.
       if (!names_.contains(layer + first->second) && !names_.contains(layer + ".weight"))
@@ -156,14 +131,15 @@ class Verifier {
     } catch (const Error& failure) {
       return find(folder_, failure.what());
     }
-    const Originals originals(against);
+    std::optional<Originals> originals;
+    if (against) originals.emplace(*against);
     for (const auto& [name, sizes] : reader->layers()) {
       check_interrupt();
       ++result_.checked;
       try {
         const IntGroup weight = reader->read(name);
         check_layer(form, name, weight);
-        if (against) compare(name, weight, originals);
+        if (originals) compare(name, weight, *originals);
       } catch (const Error& failure) {
         find(name, failure.what());
       }
@@ -243,38 +219,14 @@ class Verifier {
            "has zero points of 0, for which checkpoint_format gptq has no number; readers disagree on them");
   }
 
-  // The weights of --against by layer.
-  struct Originals {
-    explicit Originals(const std::optional<std::string>& folder) {
-      if (!folder) return;
-      files = read_checkpoint(*folder, detect_model(*folder));
-      for (size_t i = 0; i < files.arrays.size(); ++i) index[files.arrays[i].name] = i;
-    }
-    CheckpointFiles files;
-    std::map<std::string, size_t> index;
-  };
-
   void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
-    const auto found = originals.index.find(name + ".weight");
-    if (found == originals.index.end()) return find(name, "the original has no such layer");
-    const Array& array = originals.files.arrays[found->second];
-    if (array.shape.size() != 2 || !is_floating(array.dtype))
-      return find(name, "the original's weight is no floating matrix");
-    at::Tensor exact = rows_of(array, 0, array.shape[0]).to(at::kFloat);
-    const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
-    const json type = config_.value("model_type", json());
-    if (type == "gpt2") exact = exact.t();  // whose layers are stored [inputs, outputs]
-    if (exact.sizes() != values.sizes())
-      return find(name, fmt::format("is [{}, {}], and the original's weight [{}, {}]", values.size(0),
-                                    values.size(1), exact.size(0), exact.size(1)));
-    const double sqnr = fitted_sqnr(exact, values);
+    const double sqnr = originals.sqnr_of(name, weight), least = Originals::least_sqnr(weight.bits);
     result_.layers.push_back({name, sqnr});
-    if (sqnr < least_sqnr(weight.bits))
+    if (sqnr < least)
       find(name, fmt::format(
                      "has {:.1f} dB beside the original, and {} bits should give {:.0f} at least: its codes, "
                      "scales or order look wrong",
-                     sqnr, weight.bits, least_sqnr(weight.bits)));
-    originals.files.files[originals.files.file_of[found->second]]->drop(array.bytes);
+                     sqnr, weight.bits, least));
   }
 
   // Readers make every Linear of the targets a packed one.

@@ -8,7 +8,6 @@ unpacks are ours bit for bit in its type, and the logits of transformers are tho
 """
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,18 +15,15 @@ import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA))
 warnings.filterwarnings("ignore")
 
 import numpy as np
 import torch
-from make_decoders import MODELS, SMALL, randomize
+from random_models import make_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPTQConfig
 
 BINARY = str(Path(sys.argv[1]).resolve())
-WIDE = dict(hidden_size=64, intermediate_size=96, max_position_embeddings=128, vocab_size=448)
 # Which of make_decoders.py's, with other sizes where a layer would not fit GPTQ's format. Not GPT-2: GPTQModel 7.6 and
 # transformers 5.24 together fail to make its layers, whoever wrote the folder.
 TYPES = {"llama": {}, "mistral": dict(head_dim=16), "qwen2": {}, "qwen3": dict(head_dim=16), "gemma": dict(head_dim=16),
@@ -36,18 +32,6 @@ TYPES = {"llama": {}, "mistral": dict(head_dim=16), "qwen2": {}, "qwen3": dict(h
 SETTINGS = [["--bits", "4"], ["--bits", "4", "--asym"], ["--bits", "8"], ["--bits", "2"], ["--bits", "3"],
             ["--bits", "4", "--no-static-groups"], ["--bits", "4", "--group-size", "-1"], ["--bits", "4", "--layer-config", r"down_proj=bits:8"],
             ["--bits", "4", "--ignore", "mlp"]]
-
-
-def make_model(name, folder):
-    config_type, model_type, changes = MODELS[name]
-    torch.manual_seed(7)
-    model = model_type(config_type(**{**SMALL, **changes, **WIDE, **TYPES[name]})).eval()
-    randomize(model, name, 0.1)
-    model.save_pretrained(folder)
-    # GPTQModel opens no folder without a tokenizer.
-    shutil.copy(DATA / "tokenizers/gpt2.json", folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return model.config.vocab_size
 
 
 def gptq(source, output, ids, *options):
@@ -124,7 +108,7 @@ def main():
         os.chdir(scratch)  # GPTQModel leaves logs where it runs
         check_programs(scratch)
         for kind in TYPES:
-            vocabulary = make_model(kind, scratch / kind)
+            vocabulary = make_model(kind, scratch / kind, **{"intermediate_size": 96, **TYPES[kind]})
             np.save(scratch / "ids.npy", np.random.default_rng(1).integers(0, vocabulary, 16 * 32).astype(np.int32))
             for options in SETTINGS if kind == "llama" else SETTINGS[:2]:
                 folder, dense = scratch / "q", scratch / "dense"

@@ -9,7 +9,6 @@ same ids is compared with the reader's.
 """
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,32 +16,17 @@ import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA))
 warnings.filterwarnings("ignore")
 
 import numpy as np
 import torch
-from make_decoders import MODELS, SMALL, randomize
+from random_models import make_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 BINARY = str(Path(sys.argv[1]).resolve())
-WIDE = dict(hidden_size=64, intermediate_size=128, max_position_embeddings=128, vocab_size=448)
 TYPES = {"llama": {}, "qwen2": {}, "qwen3": dict(head_dim=16), "gemma": dict(head_dim=16), "opt": dict(ffn_dim=128)}
 WINDOWS, LENGTH = 16, 32
-
-
-def make_model(name, folder):
-    config_type, model_type, changes = MODELS[name]
-    torch.manual_seed(7)
-    model = model_type(config_type(**{**SMALL, **changes, **WIDE, **TYPES[name]})).eval()
-    randomize(model, name, 0.1)
-    model.save_pretrained(folder)
-    # GPTQModel opens no folder without a tokenizer.
-    shutil.copy(DATA / "tokenizers/gpt2.json", folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return model.config.vocab_size
 
 
 def run(*words):
@@ -134,7 +118,7 @@ def main():
         os.chdir(scratch)  # GPTQModel leaves logs where it runs
         ids = scratch / "ids.npy"
         for kind in TYPES:
-            vocabulary = make_model(kind, scratch / kind)
+            vocabulary = make_model(kind, scratch / kind, **{"intermediate_size": 128, **TYPES[kind]})
             np.save(ids, np.random.default_rng(1).integers(0, vocabulary, WINDOWS * LENGTH).astype(np.int32))
             calibration = ["--calib-data", ids, "--seqlen", LENGTH, "--nsamples", WINDOWS]
             methods = {"weight-only": ["quantize", "--mode", "weight-only"], "gptq": ["gptq", *calibration], "awq": ["awq", *calibration]}

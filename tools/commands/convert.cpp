@@ -8,28 +8,16 @@
 #include <ATen/ATen.h>
 
 #include "mcompress/base/interrupt.h"
-#include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/group_grid.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/packed_folder.h"
-#include "mcompress/report/version.h"
-#include "models.h"
 #include "packed_plan.h"
+#include "packed_run.h"
 
 namespace mcompress::cli {
 
 namespace {
-
-// Of a language model that can be run; none of others.
-std::optional<DecoderConfig> language_config(const std::string& model) {
-  try {
-    return read_model_config(model);
-  } catch (const Error& failure) {
-    if (failure.code() != Exit::kBadData) throw;
-    return std::nullopt;
-  }
-}
 
 // How a layer's codes lie, as another form must hold them.
 struct Stored {
@@ -100,13 +88,26 @@ void unite_sizes(std::vector<Stored>& layers) {
   }
 }
 
+void check_awq(const PackedFolder& folder, const std::string& model) {
+  for (const PackedLayer& layer : folder.layers) {
+    if (layer.group_size != folder.group_size)
+      throw error(
+          Exit::kUsage,
+          "--format awq has one group size for all layers, and '{}' has {} and {}; use --format gptq or "
+          "compressed-tensors",
+          model, folder.group_size, layer.group_size);
+  }
+  if (folder.head)
+    throw error(Exit::kUsage, "--format awq has no output layer, which '{}' has packed; use --format gptq",
+                model);
+}
+
 Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& reader, PackedForm source,
                      const ConvertCommand& options) {
   const std::optional<DecoderConfig> config = language_config(options.model);
   if (config) Decoder(options.model, at::kFloat);  // whose tensors must be those of the configuration
   Plan plan;
   bool symmetric = true;
-  std::map<std::pair<int, int64_t>, size_t> uses;
   for (const auto& [name, sizes] : reader.layers()) {
     check_interrupt();
     plan.layers.push_back(describe(name, reader.read(name)));
@@ -114,43 +115,22 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     symmetric = symmetric && stored.layer.symmetric;
   }
   unite_sizes(plan.layers);
-  GroupOptions groups = options.groups;
-  groups.symmetric = symmetric;
   PackedFolder& folder = plan.folder;
-  folder.form = form_of(groups);
+  folder.form = form_of(options.format, symmetric);
   folder.source_form = source;
   folder.symmetric = symmetric;
-  folder.shard_bytes = groups.shard_bytes;
-  folder.version = kVersion;
+  folder.shard_bytes = options.shard_bytes;
   if (config) folder.head_name = config->names.head;
-  folder.transposed = config && config->transposed;
-  check_transposed(folder, options.model);
   for (Stored& stored : plan.layers) {
     stored.layer.symmetric = symmetric;
     const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
     if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
     folder.layers.push_back(stored.layer);
-    ++uses[{stored.layer.bits, stored.layer.group_size}];
     folder.act_order = folder.act_order || !stored.in_order;
-    folder.head = folder.head || stored.layer.name == folder.head_name;
-    if (refusal.empty()) continue;
-    if (!options.allow_requantize)
+    if (!refusal.empty() && !options.allow_requantize)
       throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds its values again",
                   stored.layer.name, refusal);
   }
-  // What most layers have is the configuration's own.
-  const auto most = std::max_element(uses.begin(), uses.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
-  folder.bits = most->first.first;
-  folder.group_size = most->first.second;
-  if (folder.form == PackedForm::kAwq && uses.size() > 1)
-    throw error(Exit::kUsage,
-                "--format awq has one group size for all layers, and '{}' has {}; use --format gptq or "
-                "compressed-tensors",
-                options.model, uses.size());
-  if (folder.form == PackedForm::kAwq && folder.head)
-    throw error(Exit::kUsage, "--format awq has no output layer, which '{}' has packed; use --format gptq",
-                options.model);
   // Linear layers that are not packed must be named.
   for (const Array& array : checkpoint.arrays) {
     LayerKind kind{};
@@ -158,44 +138,9 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     const std::string name = array.name.substr(0, array.name.rfind('.'));
     if (name != folder.head_name) folder.kept.push_back(name);
   }
-  if (config) folder.parts = uniform_parts(folder, *config);
+  finish_folder(config ? &*config : nullptr, folder);
+  if (folder.form == PackedForm::kAwq) check_awq(folder, options.model);
   return plan;
-}
-
-void write_converted(const Plan& plan, const CheckpointFiles& checkpoint, const PackedReader& reader,
-                     const ConvertCommand& options, const RunOptions& run, Report& report) {
-  OutputFolder output(options.output, run.force);
-  timed(report, "write", [&] {
-    Progress progress("convert", static_cast<int64_t>(plan.layers.size()));
-    write_packed_folder(
-        checkpoint, options.model, plan.folder,
-        [&](const TakeLayer& take) {
-          for (const Stored& stored : plan.layers) {
-            take(stored.layer.name, converted(stored, reader));
-            progress.step();
-          }
-        },
-        output);
-  });
-  const CheckpointFiles written =
-      reopen(report, [&] { return read_checkpoint(output.temporary(), ModelFormat::kHuggingFace); });
-  if (plan.folder.form) {
-    timed(report, "verify", [&] {
-      const PackedReader again(written, *plan.folder.form);
-      for (const Stored& stored : plan.layers) {
-        check_interrupt();
-        const IntGroup before = converted(stored, reader), after = again.read(stored.layer.name);
-        const bool same = before.bits == after.bits && before.codes.equal(after.codes) &&
-                          before.scale.equal(after.scale) && before.zero.equal(after.zero) &&
-                          before.groups.equal(after.groups);
-        if (!same)
-          throw error(Exit::kInternal,
-                      "internal error: layer '{}' is not read as it was written; please report it",
-                      stored.layer.name);
-      }
-    });
-  }
-  output.commit();
 }
 
 void convert(const ConvertCommand& options, const RunOptions& run, Report& report) {
@@ -206,29 +151,26 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   if (format != ModelFormat::kHuggingFace)
     throw error(Exit::kUsage, "'{}' is {}; convert takes the Hugging Face folder of a model", options.model,
                 name_of(format));
-  if (options.groups.format == "gguf") return convert_to_gguf(options, run, report);
+  if (options.format == "gguf") return convert_to_gguf(options, run, report);
   if (options.type != ConvertCommand().type) throw error(Exit::kUsage, "--type goes with --format gguf");
   if (!options.output.empty()) check_output(options.output, OutputKind::kFolder, run.force, run.inputs);
   BackgroundHash hash(options.model);
   if (!options.output.empty()) refuse_output_inside(options.output, options.model);
   const FolderQuantization quantization = read_quantization(options.model);
-  if (quantization.text.empty() && guess_form(read_checkpoint(options.model, format)))
+  const CheckpointFiles checkpoint =
+      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
+  if (quantization.text.empty() && guess_form(checkpoint))
     throw bad_data("'{}' has packed layers, and its config.json has no quantization_config", options.model);
   if (!quantization.form)
     throw error(Exit::kUsage,
                 "'{}' holds no packed layers ({}); round them with 'mcompress quantize --mode weight-only'",
                 options.model, quantization.text.empty() ? "its weights are floating" : quantization.text);
-  const CheckpointFiles checkpoint =
-      timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   report.warnings = checkpoint.notes;
   const PackedReader reader(checkpoint, *quantization.form);
   if (reader.layers().empty()) throw bad_data("'{}' has no packed layer", options.model);
   const Plan plan =
       timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, *quantization.form, options); });
-  warn_of_readers(plan.folder, report);
-  report.predicted_bytes = predict_packed_folder_bytes(checkpoint, options.model, plan.folder);
-  report.input =
-      describe_artifact(options.model, name_of(*quantization.form), count_checkpoint(checkpoint), hash);
+  announce_folder(checkpoint, options.model, name_of(*quantization.form), plan.folder, hash, report);
   for (const Stored& stored : plan.layers) {
     LayerRecord record;
     record.name = stored.layer.name;
@@ -243,10 +185,17 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   }
   if (options.dry_run) return finish_dry_run(run, report);
   check_output(options.output, OutputKind::kFolder, run.force, run.inputs, *report.predicted_bytes);
-  write_converted(plan, checkpoint, reader, options, run, report);
-  report.output =
-      describe_artifact(options.output, plan.folder.form ? name_of(*plan.folder.form) : name_of(format),
-                        {report.input->parameters, {}});
+  OutputFolder output(options.output, run.force);
+  Progress progress("convert", static_cast<int64_t>(plan.layers.size()));
+  const auto give = [&](const TakeLayer& take) {
+    for (const Stored& stored : plan.layers) {
+      take(stored.layer.name, converted(stored, reader));
+      progress.step();
+    }
+  };
+  write_checked_folder(checkpoint, options.model, plan.folder, give, output, report);
+  output.commit();
+  describe_folder(options.output, plan.folder, report);
 }
 
 }  // namespace
@@ -260,7 +209,7 @@ Command convert_command() {
     app.add_option("-o,--output", options->output, "The folder to write, or for gguf the file");
     app.add_flag("--dry-run", options->dry_run, "Print what becomes of each layer, and stop");
     app.add_option(
-           "--format", options->groups.format,
+           "--format", options->format,
            "gptq, awq or compressed-tensors: the same codes in another packing; dequantized: float32; "
            "gguf: one file for llama.cpp")
         ->required()
@@ -269,9 +218,7 @@ Command convert_command() {
         ->check(CLI::IsMember(gguf_type_names()));
     app.add_flag("--allow-requantize", options->allow_requantize,
                  "Round the values of layers again whose codes the format has no place for");
-    app.add_option("--max-shard-size", options->groups.shard_bytes, "Largest file of tensors, such as 5GB")
-        ->transform(CLI::AsSizeValue(true))
-        ->check(CLI::Range(uint64_t{1} << 14, uint64_t{1} << 50));
+    add_shard_option(app, options->shard_bytes);
   };
   const auto run = [options](const RunOptions& r, Report& report) { convert(*options, r, report); };
   return {"convert", "Give a model another format: the codes of packed weights exactly, or GGUF", add_options,

@@ -10,7 +10,8 @@ namespace mcompress::cli {
 
 struct ConvertCommand {
   std::string model, output;
-  GroupOptions groups;        // only the format and the size of shards
+  std::string format;
+  uint64_t shard_bytes = GroupOptions().shard_bytes;
   std::string type = "Q8_0";  // of matrices in a GGUF file
   bool allow_requantize = false, dry_run = false;
 };

@@ -16,8 +16,6 @@ namespace mcompress::cli {
 
 namespace {
 
-constexpr double kLargestHalf = 65504;
-
 struct NamedType {
   GgufType type;
   uint32_t file_type;  // general.file_type (llama.h)

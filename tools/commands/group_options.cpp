@@ -39,7 +39,11 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
       "awq: as AutoAWQ, transformers and vLLM do; compressed-tensors: as transformers and vLLM do; "
       "dequantized: a plain folder with the values that the codes stand for")
       ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized"}));
-  add("--max-shard-size", options.shard_bytes, "Largest file of tensors, such as 5GB")
+  add_shard_option(app, options.shard_bytes)->group(group);
+}
+
+CLI::Option* add_shard_option(CLI::App& app, uint64_t& bytes) {
+  return app.add_option("--max-shard-size", bytes, "Largest file of tensors, such as 5GB")
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{1} << 14, uint64_t{1} << 50));
 }
@@ -61,11 +65,15 @@ void refuse_group_options(const GroupOptions& options, const std::string& what) 
   }
 }
 
-std::optional<PackedForm> form_of(const GroupOptions& options) {
-  if (options.format == "gptq") return options.symmetric ? PackedForm::kGptq : PackedForm::kGptqV2;
-  if (options.format == "awq") return PackedForm::kAwq;
-  if (options.format == "compressed-tensors") return PackedForm::kCompressedTensors;
+std::optional<PackedForm> form_of(const std::string& format, bool symmetric) {
+  if (format == "gptq") return symmetric ? PackedForm::kGptq : PackedForm::kGptqV2;
+  if (format == "awq") return PackedForm::kAwq;
+  if (format == "compressed-tensors") return PackedForm::kCompressedTensors;
   return std::nullopt;
+}
+
+std::optional<PackedForm> form_of(const GroupOptions& options) {
+  return form_of(options.format, options.symmetric);
 }
 
 }  // namespace mcompress::cli

@@ -26,11 +26,13 @@ struct GroupOptions {
   uint64_t shard_bytes = 5'000'000'000;
 };
 void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group);
+CLI::Option* add_shard_option(CLI::App& app, uint64_t& bytes);
 
 // Refuses (2) any of them, which go with something else.
 void refuse_group_options(const GroupOptions& options, const std::string& what);
 
 // What folders of packed weights are in; none for plain ones ("dequantized").
+std::optional<PackedForm> form_of(const std::string& format, bool symmetric);
 std::optional<PackedForm> form_of(const GroupOptions& options);
 
 // A layer that may be rounded.

@@ -1,10 +1,8 @@
 #include <ATen/ATen.h>
 
 #include "language_run.h"
-#include "mcompress/base/interrupt.h"
-#include "mcompress/base/output.h"
 #include "mcompress/model/checkpoint.h"
-#include "models.h"
+#include "packed_run.h"
 
 namespace mcompress::cli {
 
@@ -67,19 +65,6 @@ std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const 
   return edits;
 }
 
-// The file must give back what was put into it.
-void check_written(const Decoder& written, const PackedPlan& plan, RoundedLayers& rounded, Report& report) {
-  timed(report, "verify", [&] {
-    for (const GroupedLayer& layer : plan.layers) {
-      if (!plan.grids.contains(layer.name)) continue;
-      check_interrupt();
-      if (!written.layer_weight(layer.name).equal(dequantize_rows(rounded[layer.name], 0, layer.outputs)))
-        throw error(Exit::kInternal,
-                    "internal error: layer '{}' is not read as it was written; please report it", layer.name);
-    }
-  });
-}
-
 }  // namespace
 
 void write_output(const LanguageRun& command, const RunOptions& run, const CheckpointFiles& checkpoint,
@@ -93,22 +78,17 @@ void write_output(const LanguageRun& command, const RunOptions& run, const Check
     report.folds.insert(report.folds.end(), read.folds.begin(), read.folds.end());
   }
   OutputFolder output(command.options.output, run.force);
-  timed(report, "write", [&] {
-    if (!form_of(command.groups)) {
+  if (folder.form) {
+    const auto give = [&](const TakeLayer& take) {
+      for (const PackedLayer& layer : folder.layers) take(layer.name, rounded[layer.name]);
+    };
+    write_checked_folder(checkpoint, model, folder, give, output, report);
+  } else {
+    timed(report, "write", [&] {
       write_edited_folder(checkpoint, model, dense_edits(checkpoint, plan, config, folder, rounded), output);
-      return;
-    }
-    write_packed_folder(
-        checkpoint, model, folder,
-        [&](const TakeLayer& take) {
-          for (const GroupedLayer& layer : plan.layers) {
-            if (plan.grids.contains(layer.name)) take(layer.name, rounded[layer.name]);
-          }
-        },
-        output);
-  });
-  const Decoder written = reopen(report, [&] { return Decoder(output.temporary(), at::kFloat); });
-  if (form_of(command.groups)) check_written(written, plan, rounded, report);
+    });
+  }
+  reopen(report, [&] { return Decoder(output.temporary(), at::kFloat); });
   output.commit();
 }
 

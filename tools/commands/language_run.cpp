@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include "mcompress/base/output.h"
-#include "models.h"
+#include "packed_run.h"
 #include "resume.h"
 
 namespace mcompress::cli {
@@ -42,12 +42,7 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
   evaluate_input(options, report);
   PackedFolder folder = folder_of(plan, &config, groups);
   command.describe(folder);
-  check_transposed(folder, options.model);
-  warn_of_readers(folder, report);
-  report.predicted_bytes = form_of(groups) ? predict_packed_folder_bytes(checkpoint, options.model, folder)
-                                           : bytes_on_disk(options.model);
-  report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
-                                   count_checkpoint(checkpoint), hash);
+  announce_folder(checkpoint, options.model, name_of(ModelFormat::kHuggingFace), folder, hash, report);
   if (options.dry_run) {
     add_records(command, plan, config, "", report);
     return finish_dry_run(run, report);
@@ -69,9 +64,7 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
   write_output(command, run, checkpoint, plan, config, folder, state.path, report);
   add_records(command, plan, config, state.path, report);
   remove_rounded_blocks(state.path);
-  report.output =
-      describe_artifact(options.output, form_of(groups) ? groups.format : name_of(ModelFormat::kHuggingFace),
-                        {report.input->parameters, {}});
+  describe_folder(options.output, folder, report);
   if (text) text->compare(options.output, report);
   conclude(options, report);
 }

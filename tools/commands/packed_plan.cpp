@@ -9,6 +9,7 @@
 
 #include "mcompress/base/interrupt.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/pieces.h"
 #include "mcompress/report/version.h"
 
 namespace mcompress::cli {
@@ -59,7 +60,41 @@ Decision decision_of(const Array& array, const std::string& name, LayerKind kind
   return {name, kind, obstacle, {array.bytes.data(), array.shape, array.strides}, array.bytes.size()};
 }
 
+// The layers of a block that are packed, by stage, where some are left alone and the same ones in every
+// block.
+std::vector<std::vector<std::string>> uniform_parts(const PackedFolder& folder, const DecoderConfig& config) {
+  std::set<std::string> packed;
+  for (const PackedLayer& layer : folder.layers) packed.insert(layer.name);
+  std::vector<std::vector<std::string>> parts;
+  bool some_left = false;
+  for (int64_t block = 0; block < config.blocks; ++block) {
+    std::vector<std::vector<std::string>> here;
+    for (const auto& stage : stages_of(config, block)) {
+      here.emplace_back();
+      for (const DecoderLayer& layer : stage) {
+        const bool rounded = packed.contains(layer.name);
+        some_left = some_left || !rounded;
+        if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
+      }
+      if (here.back().empty()) here.pop_back();
+    }
+    if (block > 0 && here != parts) return {};
+    parts = std::move(here);
+  }
+  return some_left ? parts : std::vector<std::vector<std::string>>();
+}
+
 }  // namespace
+
+std::optional<DecoderConfig> language_config(const std::string& model, std::string* why) {
+  try {
+    return read_model_config(model);
+  } catch (const Error& failure) {
+    if (failure.code() != Exit::kBadData) throw;
+    if (why != nullptr) *why = failure.what();
+    return std::nullopt;
+  }
+}
 
 PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& checkpoint,
                          const CompressOptions& options, const GroupOptions& groups) {
@@ -112,37 +147,30 @@ PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOption
   return plan;
 }
 
-std::vector<std::vector<std::string>> uniform_parts(const PackedFolder& folder, const DecoderConfig& config) {
-  std::set<std::string> packed;
-  for (const PackedLayer& layer : folder.layers) packed.insert(layer.name);
-  std::vector<std::vector<std::string>> parts;
-  bool some_left = false;
-  for (int64_t block = 0; block < config.blocks; ++block) {
-    std::vector<std::vector<std::string>> here;
-    for (const auto& stage : stages_of(config, block)) {
-      here.emplace_back();
-      for (const DecoderLayer& layer : stage) {
-        const bool rounded = packed.contains(layer.name);
-        some_left = some_left || !rounded;
-        if (rounded) here.back().push_back(layer.name.substr(config.block_name(block).size()));
-      }
-      if (here.back().empty()) here.pop_back();
-    }
-    if (block > 0 && here != parts) return {};
-    parts = std::move(here);
-  }
-  return some_left ? parts : std::vector<std::vector<std::string>>();
-}
-
 PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid) {
   return {layer.name, layer.outputs, layer.inputs, grid.bits, grid.group_size, grid.symmetric};
+}
+
+void finish_folder(const DecoderConfig* config, PackedFolder& folder) {
+  std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
+  for (const PackedLayer& layer : folder.layers) {
+    ++uses[{layer.bits, layer.group_size}];
+    folder.head = folder.head || layer.name == folder.head_name;
+  }
+  // What most layers have is the configuration's own.
+  const auto most = std::max_element(uses.begin(), uses.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  folder.bits = most->first.first;
+  folder.group_size = most->first.second;
+  folder.transposed = config != nullptr && config->transposed;
+  if (config != nullptr) folder.parts = uniform_parts(folder, *config);
+  folder.version = kVersion;
 }
 
 PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups) {
   PackedFolder folder;
   folder.form = form_of(groups);
   if (config != nullptr) folder.head_name = config->names.head;
-  std::map<std::pair<int, int64_t>, size_t> uses;  // of bits and group sizes
   for (const GroupedLayer& layer : plan.layers) {
     const auto grid = plan.grids.find(layer.name);
     if (grid == plan.grids.end()) {
@@ -150,50 +178,14 @@ PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, cons
       continue;
     }
     folder.layers.push_back(packed_layer(layer, grid->second));
-    ++uses[{grid->second.bits, grid->second.group_size}];
   }
-  folder.head = plan.grids.contains(folder.head_name);
-  if (config != nullptr) folder.parts = uniform_parts(folder, *config);
-  // What most layers have is the configuration's own.
-  const auto most = std::max_element(uses.begin(), uses.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
-  folder.bits = most->first.first;
-  folder.group_size = most->first.second;
-  folder.transposed = config != nullptr && config->transposed;
   folder.symmetric = groups.symmetric;
   folder.shard_bytes = groups.shard_bytes;
-  folder.version = kVersion;
+  finish_folder(config, folder);
   return folder;
 }
 
-void warn_of_readers(const PackedFolder& folder, Report& report) {
-  const bool asymmetric = folder.form == PackedForm::kGptqV2;
-  if (!asymmetric && folder.form != PackedForm::kGptq) return;
-  if (asymmetric)
-    report.warnings.emplace_back(
-        "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
-        "newer vLLM do not; --sym is read by all");
-  if (folder.parts.empty() && !folder.kept.empty())
-    report.warnings.emplace_back(
-        "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
-        "not");
-  const bool tail = std::any_of(folder.layers.begin(), folder.layers.end(), [](const PackedLayer& layer) {
-    return layer.group_size > 0 && layer.inputs > layer.group_size && layer.inputs % layer.group_size != 0;
-  });
-  if (tail)
-    report.warnings.emplace_back("groups that do not divide the inputs are read by GPTQModel, not by vLLM");
-}
-
-void check_transposed(const PackedFolder& folder, const std::string& model) {
-  const bool linear_only = folder.form == PackedForm::kAwq || folder.form == PackedForm::kCompressedTensors;
-  if (folder.transposed && linear_only)
-    throw error(Exit::kUsage,
-                "--format {}: its readers know no Conv1D layers, which '{}' has; use gptq or dequantized",
-                name_of(*folder.form), model);
-}
-
 void check_values(const CheckpointFiles& checkpoint, const PackedPlan& plan, const GroupOptions& groups) {
-  constexpr double kLargestHalf = 65504;
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     const bool rounded =

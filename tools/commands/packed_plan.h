@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct PackedPlan {
   std::map<std::string, GroupGrid> grids;
 };
 
+// The configuration of a language model that can be run; none of other models, and `why`.
+std::optional<DecoderConfig> language_config(const std::string& model, std::string* why = nullptr);
+
 // Of a language model. Throws Error(2) as choose_grids() does, for --lm-head of a head that is the embedding,
 // and for what the format has no place for; Error(65) where no layer is left.
 PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& checkpoint,
@@ -30,14 +34,10 @@ PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOption
 // A layer as it is packed.
 PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid);
 
-// What is written, and what its readers make of that. `config`: of a language model.
+// What is written. `config`: of a language model.
 PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups);
-void warn_of_readers(const PackedFolder& folder, Report& report);
-// The layers of a block that are packed, by stage, where some are left alone and the same ones in every
-// block.
-std::vector<std::vector<std::string>> uniform_parts(const PackedFolder& folder, const DecoderConfig& config);
-// Refuses (2) formats that the layers of GPT-2 have no place in.
-void check_transposed(const PackedFolder& folder, const std::string& model);
+// Fills in what follows from the layers of a folder, and from their names: the usual grid, the head, parts.
+void finish_folder(const DecoderConfig* config, PackedFolder& folder);
 
 // Throws Error(65) for what would stop the run late: weights that are not finite, and values that the format,
 // whose readers compute in float16, has no number for.

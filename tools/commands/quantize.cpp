@@ -9,18 +9,21 @@ namespace mcompress::cli {
 
 namespace {
 
-void check_dynamic_options(const QuantizeCommand& options) {
+// The options that static mode alone has, and whether they were given.
+std::map<std::string, bool> static_options(const QuantizeCommand& options) {
   const QuantizeCommand plain;
-  const std::map<std::string, bool> used = {
-      {"--observer", options.observer != plain.observer},
-      {"--weight-observer", options.weight_observer != plain.weight_observer},
-      {"--percentile", options.percentile != plain.percentile},
-      {"--weight-bits", options.weight_bits != plain.weight_bits},
-      {"--activation-bits", options.activation_bits != plain.activation_bits},
-      {"--bias-correction", options.bias_correction},
-      {"--sensitivity", options.sensitivity},
-      {"--tune", options.tune}};
-  for (const auto& [name, given] : used) {
+  return {{"--observer", options.observer != plain.observer},
+          {"--weight-observer", options.weight_observer != plain.weight_observer},
+          {"--percentile", options.percentile != plain.percentile},
+          {"--weight-bits", options.weight_bits != plain.weight_bits},
+          {"--activation-bits", options.activation_bits != plain.activation_bits},
+          {"--bias-correction", options.bias_correction},
+          {"--sensitivity", options.sensitivity},
+          {"--tune", options.tune}};
+}
+
+void check_dynamic_options(const QuantizeCommand& options) {
+  for (const auto& [name, given] : static_options(options)) {
     if (given) throw error(Exit::kUsage, "{} goes with --mode static", name);
   }
   if (options.only_if_faster && options.calib_data.empty() && options.eval.data_path.empty()) {
@@ -68,21 +71,11 @@ void check_static_options(const QuantizeCommand& options) {
 
 void check_weight_only_options(const QuantizeCommand& options) {
   const QuantizeCommand plain;
-  const std::map<std::string, bool> used = {
-      {"--observer", options.observer != plain.observer},
-      {"--weight-observer", options.weight_observer != plain.weight_observer},
-      {"--percentile", options.percentile != plain.percentile},
-      {"--weight-bits", options.weight_bits != plain.weight_bits},
-      {"--activation-bits", options.activation_bits != plain.activation_bits},
-      {"--bias-correction", options.bias_correction},
-      {"--sensitivity", options.sensitivity},
-      {"--tune", options.tune},
-      {"--dtype", options.dtype != plain.dtype},
-      {"--runtime", options.runtime != plain.runtime},
-      {"--per-tensor", options.per_tensor},
-      {"--embeddings", options.embeddings},
-      {"--only-if-faster", options.only_if_faster},
-      {"--calib-data", !options.calib_data.empty()}};
+  std::map<std::string, bool> used = {
+      {"--dtype", options.dtype != plain.dtype},    {"--runtime", options.runtime != plain.runtime},
+      {"--per-tensor", options.per_tensor},         {"--embeddings", options.embeddings},
+      {"--only-if-faster", options.only_if_faster}, {"--calib-data", !options.calib_data.empty()}};
+  used.merge(static_options(options));
   for (const auto& [name, given] : used) {
     if (given)
       throw error(Exit::kUsage, "{} means nothing with --mode weight-only, which has --bits and --group-size",

@@ -3,39 +3,18 @@
 
 #include <ATen/ATen.h>
 
-#include "mcompress/base/interrupt.h"
-#include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
-#include "mcompress/base/sha256.h"
 #include "mcompress/methods/grid.h"
 #include "mcompress/methods/group_grid.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/packed_folder.h"
-#include "mcompress/model/pieces.h"
 #include "packed_plan.h"
+#include "packed_run.h"
 #include "quantize.h"
 
 namespace mcompress::cli {
 
 namespace {
-
-// The configuration of a language model that can be run; none of other models, whose weights are rounded all
-// the same.
-std::optional<DecoderConfig> language_config(const std::string& model, Report& report) {
-  const FolderQuantization quantization = read_quantization(model);
-  if (!quantization.text.empty())
-    throw bad_data("'{}' is quantized already ({}); pass the model as it was before", model,
-                   quantization.text);
-  try {
-    return read_model_config(model);
-  } catch (const Error& failure) {
-    if (failure.code() != Exit::kBadData) throw;
-    report.warnings.push_back(fmt::format(
-        "every matrix counts as a linear layer, since it is no language model that can be run: {}",
-        failure.what()));
-    return std::nullopt;
-  }
-}
 
 // The weights of the layers as they are rounded to nearest, each when it is asked for.
 class NearestLayers {
@@ -93,13 +72,6 @@ class NearestLayers {
   std::optional<std::string> transposed_but_;  // the layer that is not
 };
 
-std::string digest_of(const IntGroup& weight) {
-  std::string digest;
-  for (const at::Tensor& part : {weight.codes, weight.scale, weight.zero, weight.groups})
-    digest += sha256_of(bytes_of(part.contiguous()));
-  return digest;
-}
-
 using Errors = std::map<std::string, QuantizationError>;
 
 // Writes the layers, and reads them again before they take their place.
@@ -107,39 +79,22 @@ Errors write_folder(const QuantizeCommand& options, const RunOptions& run, const
                     const PackedFolder& folder, const NearestLayers& layers, Report& report) {
   OutputFolder output(options.output, run.force);
   Errors errors;
-  if (!form_of(options.groups)) {
+  if (!folder.form) {
     timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, layers.edits(), output); });
     output.commit();
     return errors;
   }
-  std::map<std::string, std::string> digests;
-  timed(report, "write", [&] {
-    Progress progress("quantize", static_cast<int64_t>(folder.layers.size()));
-    write_packed_folder(
-        checkpoint, options.model, folder,
-        [&](const TakeLayer& take) {
-          for (const PackedLayer& layer : folder.layers) {
-            const IntGroup rounded = layers.rounded(layer.name);
-            errors[layer.name] = error_of(layers.weight(layer.name), rounded);
-            digests[layer.name] = digest_of(rounded);
-            take(layer.name, rounded);
-            layers.give_back(layer.name);
-            progress.step();
-          }
-        },
-        output);
-  });
-  const CheckpointFiles written =
-      reopen(report, [&] { return read_checkpoint(output.temporary(), ModelFormat::kHuggingFace); });
-  timed(report, "verify", [&] {
-    const PackedReader reader(written, *folder.form);
+  Progress progress("quantize", static_cast<int64_t>(folder.layers.size()));
+  const auto give = [&](const TakeLayer& take) {
     for (const PackedLayer& layer : folder.layers) {
-      check_interrupt();
-      if (digest_of(reader.read(layer.name)) != digests.at(layer.name))
-        throw error(Exit::kInternal,
-                    "internal error: layer '{}' is not read as it was written; please report it", layer.name);
+      const IntGroup rounded = layers.rounded(layer.name);
+      errors[layer.name] = error_of(layers.weight(layer.name), rounded);
+      take(layer.name, rounded);
+      layers.give_back(layer.name);
+      progress.step();
     }
-  });
+  };
+  write_checked_folder(checkpoint, options.model, folder, give, output, report);
   output.commit();
   return errors;
 }
@@ -153,7 +108,15 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
       timed(report, "load", [&] { return read_checkpoint(options.model, ModelFormat::kHuggingFace); });
   report.warnings = checkpoint.notes;
   check_not_stored(checkpoint.metadata, options);
-  const std::optional<DecoderConfig> language = language_config(options.model, report);
+  const std::string quantization = read_quantization(options.model).text;
+  if (!quantization.empty())
+    throw bad_data("'{}' is quantized already ({}); pass the model as it was before", options.model,
+                   quantization);
+  std::string why;
+  const std::optional<DecoderConfig> language = language_config(options.model, &why);
+  if (!language)
+    report.warnings.push_back(fmt::format(
+        "every matrix counts as a linear layer, since it is no language model that can be run: {}", why));
   const DecoderConfig* config = language ? &*language : nullptr;
   const PackedPlan plan = config != nullptr ? plan_language(*config, checkpoint, options, groups)
                                             : plan_matrices(checkpoint, options, groups);
@@ -161,12 +124,7 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
   const auto text = open_text(options, ModelFormat::kHuggingFace, run, report);
   evaluate_input(options, report);
   const PackedFolder folder = folder_of(plan, config, groups);
-  check_transposed(folder, options.model);
-  warn_of_readers(folder, report);
-  report.predicted_bytes = form_of(groups) ? predict_packed_folder_bytes(checkpoint, options.model, folder)
-                                           : bytes_on_disk(options.model);
-  report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
-                                   count_checkpoint(checkpoint), hash);
+  announce_folder(checkpoint, options.model, name_of(ModelFormat::kHuggingFace), folder, hash, report);
   report.calibration.emplace();
   for (const Decision& decision : plan.decisions)
     report.layers.push_back(record_of(decision, plan, groups, *report.calibration));
@@ -180,9 +138,7 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
     record.sqnr_db = lost->second.sqnr_db;
     record.max_error = lost->second.max_error;
   }
-  report.output =
-      describe_artifact(options.output, form_of(groups) ? groups.format : name_of(ModelFormat::kHuggingFace),
-                        {report.input->parameters, {}});
+  describe_folder(options.output, folder, report);
   if (text) text->compare(options.output, report);
   conclude(options, report);
 }

@@ -39,7 +39,8 @@ at::Tensor rounded_with_scale(const at::Tensor& weight, const at::Tensor& scale,
 // Rounds with the range of each group narrowed by up to 45 % where its part of H says that less is lost.
 IntGroup round_clipped(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& hessian);
 
-// Of a weight that became `rounded`.
+// Of a weight that became `rounded`, and of one that is rounded to nearest.
 double loss_of(const at::Tensor& weight, const at::Tensor& rounded, const at::Tensor& hessian);
+double nearest_loss(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& hessian);
 
 }  // namespace mcompress

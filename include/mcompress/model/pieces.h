@@ -14,6 +14,8 @@ namespace mcompress {
 void for_row_pieces(int64_t first, int64_t last, int64_t columns,
                     const std::function<void(int64_t begin, int64_t end)>& use);
 
+constexpr double kLargestHalf = 65504;  // number of float16
+
 // The memory of a tensor whose elements lie one after the other.
 Bytes bytes_of(const at::Tensor& tensor);
 

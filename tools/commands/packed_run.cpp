@@ -1,0 +1,97 @@
+#include "packed_run.h"
+
+#include <algorithm>
+#include <map>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/sha256.h"
+#include "mcompress/model/pieces.h"
+
+namespace mcompress::cli {
+
+namespace {
+
+void warn_of_readers(const PackedFolder& folder, Report& report) {
+  const bool asymmetric = folder.form == PackedForm::kGptqV2;
+  if (!asymmetric && folder.form != PackedForm::kGptq) return;
+  if (asymmetric)
+    report.warnings.emplace_back(
+        "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
+        "newer vLLM do not; --sym is read by all");
+  if (folder.parts.empty() && !folder.kept.empty())
+    report.warnings.emplace_back(
+        "layers are left alone in some blocks only, which GPTQModel and vLLM read, and transformers does "
+        "not");
+  const bool tail = std::any_of(folder.layers.begin(), folder.layers.end(), [](const PackedLayer& layer) {
+    return layer.group_size > 0 && layer.inputs > layer.group_size && layer.inputs % layer.group_size != 0;
+  });
+  if (tail)
+    report.warnings.emplace_back("groups that do not divide the inputs are read by GPTQModel, not by vLLM");
+}
+
+void check_transposed(const PackedFolder& folder, const std::string& model) {
+  const bool linear_only = folder.form == PackedForm::kAwq || folder.form == PackedForm::kCompressedTensors;
+  if (folder.transposed && linear_only)
+    throw error(Exit::kUsage,
+                "--format {}: its readers know no Conv1D layers, which '{}' has; use gptq or dequantized",
+                name_of(*folder.form), model);
+}
+
+std::string digest_of(const IntGroup& weight) {
+  std::string digest;
+  for (const at::Tensor& part : {weight.codes, weight.scale, weight.zero, weight.groups})
+    digest += sha256_of(bytes_of(part.contiguous()));
+  return digest;
+}
+
+}  // namespace
+
+void announce_folder(const CheckpointFiles& checkpoint, const std::string& model, const std::string& format,
+                     const PackedFolder& folder, const BackgroundHash& hash, Report& report) {
+  check_transposed(folder, model);
+  warn_of_readers(folder, report);
+  // A plain folder is as large as the one that it was made of, but where that was packed.
+  const bool same = !folder.form && !folder.source_form;
+  report.predicted_bytes =
+      same ? bytes_on_disk(model) : predict_packed_folder_bytes(checkpoint, model, folder);
+  report.input = describe_artifact(model, format, count_checkpoint(checkpoint), hash);
+}
+
+void write_checked_folder(const CheckpointFiles& checkpoint, const std::string& model,
+                          const PackedFolder& folder, const std::function<void(const TakeLayer& take)>& give,
+                          OutputFolder& output, Report& report) {
+  std::map<std::string, std::string> digests;
+  timed(report, "write", [&] {
+    write_packed_folder(
+        checkpoint, model, folder,
+        [&](const TakeLayer& take) {
+          give([&](const std::string& name, const IntGroup& weight) {
+            digests[name] = digest_of(weight);
+            take(name, weight);
+          });
+        },
+        output);
+  });
+  const CheckpointFiles written =
+      reopen(report, [&] { return read_checkpoint(output.temporary(), ModelFormat::kHuggingFace); });
+  if (!folder.form) return;
+  timed(report, "verify", [&] {
+    const PackedReader reader(written, *folder.form);
+    for (const auto& [layer, digest] : digests) {
+      check_interrupt();
+      if (digest_of(reader.read(layer)) != digest)
+        throw error(Exit::kInternal,
+                    "internal error: layer '{}' is not read as it was written; please report it", layer);
+    }
+  });
+}
+
+void describe_folder(const std::string& output, const PackedFolder& folder, Report& report) {
+  report.output =
+      describe_artifact(output, folder.form ? name_of(*folder.form) : name_of(ModelFormat::kHuggingFace),
+                        {report.input->parameters, {}});
+}
+
+}  // namespace mcompress::cli
