@@ -80,6 +80,7 @@ WeightCount count_gguf(const std::string& path) {
   const MappedFile file(path);
   WeightCount count;
   for (const GgufTensor& tensor : read_gguf(file.bytes(), path).tensors) {
+    if (tensor.name.starts_with("rope_")) continue;  // part of the configuration
     const GgufBlock block = block_of(tensor.type);
     const uint64_t piece = 4096 * block.bytes;
     std::vector<float> values(static_cast<size_t>(4096 * block.values));

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs every test. base/ and formats/ also run under ASan and UBSan.
+# Sets up, builds and runs every test. What reads files also runs under ASan and UBSan.
 # With --readers also the tests that need the programs which open our files (transformers and more),
 # installed apart into .venv-readers.
 set -euo pipefail

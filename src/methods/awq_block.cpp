@@ -28,7 +28,7 @@ AwqBlock::AwqBlock(const Decoder& model, const DecoderAwqPlan& plan, int64_t num
 void AwqBlock::measure(DecoderBlock& exact, size_t stage) {
   const bool wanted = rounds_some(stage);
   const int64_t channels = wanted ? stages_[stage][0].inputs : 0;
-  HessianSum products(channels);
+  HessianSum products(channels, model_.compute().int8_layers);
   const at::Tensor sizes = at::zeros({channels});
   exact.run_stage(stage, [&](const at::Tensor& inputs) {
     if (!wanted) return;

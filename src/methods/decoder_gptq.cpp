@@ -93,7 +93,7 @@ class DecoderRun {
     bool wanted = false;
     for (const DecoderLayer& layer : stage) wanted = wanted || plan_.layers.contains(layer.name);
     give_back_freed_memory();
-    HessianSum sum(wanted ? stage[0].inputs : 0);
+    HessianSum sum(wanted ? stage[0].inputs : 0, model_.compute().int8_layers);
     block.run_stage(index, [&](const at::Tensor& inputs) {
       if (wanted) sum.add(inputs);
     });

@@ -24,7 +24,7 @@ at::Tensor embed_windows(const Decoder& model, const at::Tensor& ids, at::Scalar
 }
 
 at::Tensor head_hessian(const Decoder& model, const at::Tensor& states) {
-  HessianSum sum(model.config().width);
+  HessianSum sum(model.config().width, model.compute().int8_layers);
   for (int64_t i = 0; i < states.size(0); ++i) {
     check_interrupt();
     sum.add(model.head_inputs(states[i]));

@@ -12,6 +12,7 @@
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/wide.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
@@ -120,7 +121,7 @@ struct Solver {
   }
 
   void set_scale(int64_t group, const at::Tensor& channels) {
-    scales.set(group, group_scale(weight.index_select(1, channels), options.grid,
+    scales.set(group, group_scale(take_columns(weight, channels), options.grid,
                                   importance.index_select(0, channels)));
   }
 
@@ -180,7 +181,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOp
                    in_order = groups_in_order(channels, options.grid.group_size);
   const int64_t count = channels == 0 ? 0 : in_order.max().item<int64_t>() + 1;
   Solver solver{options,
-                alive.index_select(1, factor.order).contiguous(),
+                take_columns(alive, factor.order),
                 factor.upper,
                 factor.upper.diagonal().square().reciprocal(),
                 options.static_groups ? in_order.index_select(0, factor.order).contiguous() : in_order,
@@ -193,7 +194,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const GptqOp
 
   const at::Tensor back = factor.order.argsort();
   GptqResult result;
-  result.weight = {options.grid.bits, solver.weight.index_select(1, back).to(at::kByte),
+  result.weight = {options.grid.bits, take_columns(solver.weight.to(at::kByte), back),
                    solver.scales.scale.to(at::kHalf), solver.scales.zero.to(at::kByte),
                    solver.groups.index_select(0, back).contiguous()};
   solver.weight = at::Tensor();

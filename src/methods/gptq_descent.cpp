@@ -10,6 +10,7 @@
 
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/wide.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
@@ -124,15 +125,14 @@ double descend(IntGroup& weight, const at::Tensor& exact, const at::Tensor& hess
                    groups = weight.groups.index_select(0, order);
   const bool in_order = order.equal(at::arange(channels));
   Descent descent;
-  descent.hessian = in_order ? hessian : hessian.index_select(0, order).index_select(1, order);
+  descent.hessian = in_order ? hessian : take_columns(hessian.index_select(0, order), order);
   descent.scale = weight.scale.to(at::kDouble);
   descent.zero = weight.zero.to(at::kDouble);
-  const at::Tensor zero = descent.zero.index_select(1, groups);
-  descent.level = weight.codes.to(at::kDouble).index_select(1, order) - zero;
+  const at::Tensor zero = take_columns(descent.zero, groups);
+  descent.level = take_columns(weight.codes, order).to(at::kDouble).sub_(zero);
   descent.largest = (1 << weight.bits) - 1;
   {
-    const at::Tensor error =
-        exact.index_select(1, order) - descent.level * descent.scale.index_select(1, groups);
+    const at::Tensor error = take_columns(exact, order) - descent.level * take_columns(descent.scale, groups);
     descent.gradient = error.matmul(descent.hessian);
     descent.loss = (error * descent.gradient).sum().item<double>();
   }
@@ -147,7 +147,7 @@ double descend(IntGroup& weight, const at::Tensor& exact, const at::Tensor& hess
     }
   }
   weight.scale = descent.scale.to(at::kHalf);
-  weight.codes = (descent.level + zero).index_select(1, order.argsort()).to(at::kByte);
+  weight.codes = take_columns((descent.level + zero).to(at::kByte), order.argsort());
   return descent.loss;
 }
 

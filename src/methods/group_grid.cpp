@@ -10,6 +10,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/base/wide.h"
+#include "mcompress/model/pieces.h"
 
 namespace mcompress {
 
@@ -151,9 +152,9 @@ IntGroup round_to_groups(const at::Tensor& weight, const GroupGrid& grid, const 
     zeros.push_back(found.zero);
   }
   const at::Tensor scale = at::stack(scales, 1), zero = at::stack(zeros, 1);
-  const at::Tensor codes = (exact / scale.index_select(1, groups))
+  const at::Tensor codes = (exact / take_columns(scale, groups))
                                .round_()
-                               .add_(zero.index_select(1, groups))
+                               .add_(take_columns(zero, groups))
                                .clamp_(0, (1 << grid.bits) - 1);
   return {grid.bits, codes.to(at::kByte), scale.to(at::kHalf), zero.to(at::kByte), groups};
 }

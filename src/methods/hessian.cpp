@@ -9,6 +9,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "mcompress/model/int8_matrix.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -99,7 +101,7 @@ Panels<uint32_t> pair_panels(const at::Tensor& x) {
   return panels;
 }
 
-using Tile = std::array<float, static_cast<size_t>(kTile* kTile)>;
+struct alignas(64) Tile : std::array<float, static_cast<size_t>(kTile* kTile)> {};
 constexpr int64_t kStep = 64,  // whose panels stay in the nearest cache
     kLanes = 16;               // floats a register
 
@@ -203,11 +205,15 @@ bool multiplies_bfloat16() {
 #endif
 }
 
-HessianSum::HessianSum(int64_t channels) : sum_(at::zeros({channels, channels})) {}
+HessianSum::HessianSum(int64_t channels, bool int8) : sum_(at::zeros({channels, channels})), int8_(int8) {}
 
 void HessianSum::add(const at::Tensor& inputs) {
   rows_ += inputs.size(0);
-  if (!add_in_registers(inputs.contiguous(), sum_)) add_products(inputs.to(at::kFloat), sum_);
+  if (int8_) {
+    add_square(int8_columns(inputs), sum_);
+  } else if (!add_in_registers(inputs.contiguous(), sum_)) {
+    add_products(inputs.to(at::kFloat), sum_);
+  }
 }
 
 at::Tensor HessianSum::mean() const {

@@ -10,6 +10,8 @@
 
 namespace mcompress {
 
+std::string scale_name(const std::string& array) { return array + "_scale"; }
+
 namespace {
 
 at::ScalarType scalar_type(DType dtype) {

@@ -116,8 +116,6 @@ SafetensorsWriter make_writer(const CheckpointFiles& checkpoint, size_t part, co
 
 }  // namespace
 
-std::string scale_name(const std::string& array) { return array + "_scale"; }
-
 uint64_t predict_compressed_bytes(const CheckpointFiles& checkpoint, const StoragePlan& plan) {
   uint64_t bytes = 0;
   for (size_t part = 0; part < checkpoint.files.size(); ++part)

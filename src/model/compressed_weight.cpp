@@ -1,22 +1,41 @@
 #include "mcompress/model/compressed_weight.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 namespace mcompress {
+
+namespace {
+
+// In one pass, since it is done for each layer more than once.
+at::Tensor dequantize_groups(const IntGroup& weight, int64_t begin, int64_t end) {
+  const auto part = [&](const at::Tensor& of) { return of.slice(0, begin, end).contiguous(); };
+  const at::Tensor codes = part(weight.codes), scale = part(weight.scale).to(at::kFloat),
+                   zero = part(weight.zero).to(at::kFloat), groups = weight.groups.contiguous();
+  const int64_t channels = codes.size(1), count = scale.size(1);
+  at::Tensor values = at::empty({codes.size(0), channels});
+  const int64_t* group = groups.const_data_ptr<int64_t>();
+  constexpr int64_t kGrain = 8;
+  at::parallel_for(0, codes.size(0), kGrain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const uint8_t* code = codes.const_data_ptr<uint8_t>() + row * channels;
+      const float* scales = scale.const_data_ptr<float>() + row * count;
+      const float* zeros = zero.const_data_ptr<float>() + row * count;
+      float* to = values.data_ptr<float>() + row * channels;
+      for (int64_t j = 0; j < channels; ++j)
+        to[j] = (static_cast<float>(code[j]) - zeros[group[j]]) * scales[group[j]];
+    }
+  });
+  return values;
+}
+
+}  // namespace
 
 at::Tensor dequantize_rows(const CompressedWeight& weight, int64_t begin, int64_t end) {
   if (const auto* dense = std::get_if<Dense>(&weight)) {
     return dense->values.slice(0, begin, end).flatten(1).to(at::kFloat);
   }
-  if (const auto* group = std::get_if<IntGroup>(&weight)) {
-    const auto by_channel = [&](const at::Tensor& of) {
-      return of.slice(0, begin, end).to(at::kFloat).index_select(1, group->groups);
-    };
-    return group->codes.slice(0, begin, end)
-        .to(at::kFloat)
-        .sub_(by_channel(group->zero))
-        .mul_(by_channel(group->scale));
-  }
+  if (const auto* group = std::get_if<IntGroup>(&weight)) return dequantize_groups(*group, begin, end);
   const auto& int8 = std::get<IntChannel>(weight);
   const at::Tensor codes = int8.codes.slice(0, begin, end).flatten(1).to(at::kFloat);
   return codes * int8.scale.slice(0, begin, end).unsqueeze(1);

@@ -56,8 +56,7 @@ class SiteFinder {
     Site site{layer};
     const Value* value = call->output();
     Node* user = only_user(value);
-    if (user != nullptr && user->kind() == c10::prim::CallMethod && user->inputs().size() == 2 &&
-        user->s(c10::attr::name).starts_with("forward")) {
+    if (user != nullptr && is_forward(user)) {
       const auto module = module_of(user->input(0), self_, owner_);
       if (module && is_norm(*module)) {
         site.norm = module->_ivalue().get();
@@ -66,7 +65,14 @@ class SiteFinder {
         user = only_user(value);
       }
     }
-    if (user != nullptr && is_relu(user)) site.relu_node = user;
+    if (user != nullptr && is_relu(user)) {
+      site.relu_node = user;
+      user = only_user(user->output());
+    }
+    if (user != nullptr && is_forward(user)) {
+      const auto module = module_of(user->input(0), self_, owner_);
+      if (module && layers_.contains(module->_ivalue().get())) site.taker = module->_ivalue().get();
+    }
     return site;
   }
 
@@ -76,6 +82,12 @@ class SiteFinder {
     Node* user = value->uses()[0].user;
     return user->owningBlock() == value->node()->owningBlock() && user->outputs().size() == 1 ? user
                                                                                               : nullptr;
+  }
+
+  // A module's call with one input.
+  static bool is_forward(const Node* node) {
+    return node->kind() == c10::prim::CallMethod && node->inputs().size() == 2 &&
+           node->s(c10::attr::name).starts_with("forward");
   }
 
   bool is_relu(const Node* node) const {

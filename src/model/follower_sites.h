@@ -16,6 +16,7 @@ using ModuleObject = c10::ivalue::Object;  // by which a module is told from oth
 struct Site {
   const ModuleObject *layer, *norm = nullptr;
   torch::jit::Node *norm_node = nullptr, *relu_node = nullptr;
+  const ModuleObject* taker = nullptr;  // the layer that alone is given all of that
 };
 
 // Which modules are called, and how often.

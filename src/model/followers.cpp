@@ -138,6 +138,21 @@ void remove_unused(const Module& program, const std::set<std::string>& paths) {
   }
 }
 
+// All sites of a program, and how often each module is called.
+std::vector<Site> all_sites(const Module& program, const std::set<const ModuleObject*>& objects,
+                            Calls& calls) {
+  std::vector<Site> sites;
+  std::set<const ModuleObject*> visited;
+  for (const Module& module : program.modules()) {
+    if (!visited.insert(module._ivalue().get()).second) continue;
+    for (torch::jit::Function* function : functions_of(module)) {
+      auto& graph = *torch::jit::toGraphFunction(*function).graph();
+      for (const Site& site : find_sites(module, graph, objects, &calls)) sites.push_back(site);
+    }
+  }
+  return sites;
+}
+
 }  // namespace
 
 FollowerList find_followers(const Module& program, const std::vector<Layer>& layers) {
@@ -150,15 +165,7 @@ FollowerList find_followers(const Module& program, const std::vector<Layer>& lay
     if (is_norm(item.value)) norms.emplace(item.value._ivalue().get(), std::pair(item.name, item.value));
   }
   Calls calls;
-  std::vector<Site> sites;
-  std::set<const ModuleObject*> visited;
-  for (const Module& module : program.modules()) {
-    if (!visited.insert(module._ivalue().get()).second) continue;
-    for (torch::jit::Function* function : functions_of(module)) {
-      auto& graph = *torch::jit::toGraphFunction(*function).graph();
-      for (const Site& site : find_sites(module, graph, objects, &calls)) sites.push_back(site);
-    }
-  }
+  const std::vector<Site> sites = all_sites(program, objects, calls);
   FollowerList result;
   result.of_layer.resize(layers.size());
   std::map<const ModuleObject*, std::string> reasons;
@@ -192,6 +199,21 @@ FollowerList find_followers(const Module& program, const std::vector<Layer>& lay
   std::sort(result.loose.begin(), result.loose.end(),
             [](const LooseNorm& a, const LooseNorm& b) { return a.name < b.name; });
   return result;
+}
+
+std::vector<std::optional<size_t>> find_takers(const Module& program, const std::vector<Layer>& layers) {
+  const auto index = index_layers(program, layers);
+  std::map<const ModuleObject*, Module> modules;
+  for (const auto& item : program.named_modules()) modules.emplace(item.value._ivalue().get(), item.value);
+  Calls calls;
+  const std::vector<Site> sites = all_sites(program, keys_of(index), calls);
+  std::vector<std::optional<size_t>> takers(layers.size());
+  for (const Site& site : sites) {
+    if (site.taker == nullptr || site.norm != nullptr) continue;
+    if (calls.once(modules.at(site.layer)) && calls.once(modules.at(site.taker)))
+      takers[index.at(site.layer)] = index.at(site.taker);
+  }
+  return takers;
 }
 
 Module drop_followers(const Module& program, const std::vector<Layer>& layers,

@@ -1,7 +1,6 @@
 #include "mcompress/model/packed_folder.h"
 
 #include <algorithm>
-#include <memory>
 #include <set>
 
 #include <ATen/ATen.h>
@@ -10,27 +9,16 @@
 #include "mcompress/base/checked.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
-#include "mcompress/formats/safetensors.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/pieces.h"
 #include "packed_config.h"
+#include "shards.h"
 
 namespace mcompress {
 
 namespace {
 
 using nlohmann::ordered_json;
-
-// One file of tensors.
-struct Shard {
-  std::string name;
-  std::vector<SafetensorsWriter::Entry> entries;
-  uint64_t bytes = 0;
-};
-
-uint64_t entry_bytes(const SafetensorsWriter::Entry& entry) {
-  return count_elements(entry.shape).value() * size_of(entry.dtype);
-}
 
 // What an array that stays becomes.
 DType kept_type(const Array& array, const PackedFolder& options) {
@@ -70,9 +58,9 @@ std::map<std::string, const PackedLayer*> replaced_arrays(const PackedFolder& op
 }
 
 // Tensors in the order of the source; a layer's stay together.
-std::vector<Shard> plan_shards(const CheckpointFiles& checkpoint, const PackedFolder& options) {
+std::vector<Shard> shards_of(const CheckpointFiles& checkpoint, const PackedFolder& options) {
   const auto replaced = replaced_arrays(options);
-  std::vector<Shard> shards(1);
+  std::vector<std::vector<SafetensorsWriter::Entry>> together;
   for (const Array& array : checkpoint.arrays) {
     std::vector<SafetensorsWriter::Entry> entries;
     if (const auto found = replaced.find(array.name); found != replaced.end()) {
@@ -82,36 +70,16 @@ std::vector<Shard> plan_shards(const CheckpointFiles& checkpoint, const PackedFo
     } else {
       entries.push_back({array.name, kept_type(array, options), array.shape});
     }
-    uint64_t bytes = 0;
-    for (const auto& entry : entries) bytes += entry_bytes(entry);
-    if (shards.back().bytes > 0 && shards.back().bytes + bytes > options.shard_bytes) shards.emplace_back();
-    shards.back().bytes += bytes;
-    for (auto& entry : entries) shards.back().entries.push_back(std::move(entry));
+    together.push_back(std::move(entries));
   }
-  for (size_t i = 0; i < shards.size(); ++i)
-    shards[i].name = shards.size() == 1
-                         ? "model.safetensors"
-                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-  return shards;
-}
-
-std::string index_text(const std::vector<Shard>& shards) {
-  ordered_json map = ordered_json::object();
-  uint64_t total = 0;
-  for (const Shard& shard : shards) {
-    for (const auto& entry : shard.entries) {
-      map[entry.name] = shard.name;
-      total += entry_bytes(entry);
-    }
-  }
-  return ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
+  return plan_shards(std::move(together), options.shard_bytes);
 }
 
 // The files of the output that are made anew, beside the shards: name -> content. An empty one is left out.
 std::map<std::string, std::string> new_texts(const std::vector<Shard>& shards, const std::string& source,
                                              const PackedFolder& options) {
   std::map<std::string, std::string> texts;
-  texts[kIndexName] = shards.size() > 1 ? index_text(shards) : "";
+  texts[kIndexName] = index_text(shards);
   texts["quantize_config.json"] = "";
   ordered_json config = read_ordered(source + "/config.json");
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] = options.form ? "float16" : "float32";
@@ -131,36 +99,8 @@ std::map<std::string, std::string> metadata_of(const CheckpointFiles& checkpoint
   return metadata;
 }
 
-// The files of the output while they are written.
-class Writing {
- public:
-  Writing(const std::vector<Shard>& shards, const std::map<std::string, std::string>& metadata,
-          const OutputFolder& folder) {
-    for (size_t i = 0; i < shards.size(); ++i) {
-      files_.push_back(std::make_unique<OutputFile>(folder.path_of(shards[i].name), true));
-      writers_.emplace_back(shards[i].entries, metadata);
-      writers_.back().write_header(*files_.back());
-      for (const auto& entry : shards[i].entries) shard_of_[entry.name] = i;
-    }
-  }
-
-  void write(const std::string& name, uint64_t offset, const at::Tensor& values) {
-    const size_t shard = shard_of_.at(name);
-    writers_[shard].write(*files_[shard], name, offset, bytes_of(values));
-  }
-
-  void commit() {
-    for (const auto& file : files_) file->commit();
-  }
-
- private:
-  std::vector<std::unique_ptr<OutputFile>> files_;
-  std::vector<SafetensorsWriter> writers_;
-  std::map<std::string, size_t> shard_of_;
-};
-
 // In pieces of rows, so that a large embedding is never held twice.
-void write_kept(const Array& array, const MappedFile& map, const PackedFolder& options, Writing& out) {
+void write_kept(const Array& array, const MappedFile& map, const PackedFolder& options, ShardWriter& out) {
   const int64_t rows = array.shape.empty() ? 1 : array.shape[0];
   const uint64_t elements = count_elements(array.shape).value();
   if (elements == 0) return;
@@ -188,7 +128,7 @@ void write_kept(const Array& array, const MappedFile& map, const PackedFolder& o
 
 uint64_t predict_packed_folder_bytes(const CheckpointFiles& checkpoint, const std::string& source,
                                      const PackedFolder& options) {
-  const std::vector<Shard> shards = plan_shards(checkpoint, options);
+  const std::vector<Shard> shards = shards_of(checkpoint, options);
   uint64_t bytes = 0;
   for (const Shard& shard : shards)
     bytes += SafetensorsWriter(shard.entries, metadata_of(checkpoint)).file_bytes();
@@ -201,9 +141,9 @@ uint64_t predict_packed_folder_bytes(const CheckpointFiles& checkpoint, const st
 void write_packed_folder(const CheckpointFiles& checkpoint, const std::string& source,
                          const PackedFolder& options, const std::function<void(const TakeLayer& take)>& give,
                          OutputFolder& folder) {
-  const std::vector<Shard> shards = plan_shards(checkpoint, options);
+  const std::vector<Shard> shards = shards_of(checkpoint, options);
   const auto replaced = replaced_arrays(options);
-  Writing out(shards, metadata_of(checkpoint), folder);
+  ShardWriter out(shards, metadata_of(checkpoint), folder);
   for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
     const Array& array = checkpoint.arrays[i];
     if (!replaced.contains(array.name))

@@ -131,7 +131,7 @@ class Given {
     return at::arange(channels).div(channels / count, "floor");
   }
 
-  // The width with which so many codes fill so many words exactly.
+  // The width with which so many codes fill so many words.
   int width(int64_t words, int64_t codes, const std::vector<int>& known, const char* suffix) const {
     for (const int bits : known) {
       if (words_for(codes, bits) == words) return bits;
@@ -158,6 +158,9 @@ IntGroup unpack_gptq(const Given& given, bool less_one) {
   const int64_t outputs = words.size(1), count = scales.size(0), inputs = given[".g_idx"].numel();
   const at::Tensor groups = given.groups(".g_idx", inputs, count);
   const int bits = given.width(words.size(0), inputs, {2, 3, 4, 8}, ".qweight");
+  if (inputs * bits != words.size(0) * kWord)
+    throw given.refuse(fmt::format("g_idx tells of {} channels, which do not fill the {} words of qweight",
+                                   inputs, words.size(0)));
   given.expect(".scales", scales, count, outputs);
   given.expect(".qzeros", zero_words, count, words_for(outputs, bits));
   at::Tensor zero = unpacked(zero_words.t(), outputs, bits).t();

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 namespace mcompress {
 
@@ -81,6 +82,36 @@ ElementCount count_elements_of(const at::Tensor& tensor) {
   for_row_pieces(0, rows.size(0), columns,
                  [&](int64_t begin, int64_t end) { add(rows.slice(0, begin, end)); });
   return count;
+}
+
+namespace {
+
+template <typename Word>
+void take_words(const at::Tensor& matrix, const at::Tensor& columns, at::Tensor& to) {
+  const int64_t width = matrix.size(1), count = columns.numel();
+  const int64_t* place = columns.const_data_ptr<int64_t>();
+  const auto* from = static_cast<const Word*>(matrix.const_data_ptr());
+  auto* words = static_cast<Word*>(to.data_ptr());
+  constexpr int64_t kGrain = 8;
+  at::parallel_for(0, matrix.size(0), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t j = 0; j < count; ++j) words[row * count + j] = from[row * width + place[j]];
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor take_columns(const at::Tensor& given, const at::Tensor& columns) {
+  const at::Tensor matrix = given.contiguous(), places = columns.contiguous();
+  at::Tensor result = at::empty({matrix.size(0), places.numel()}, matrix.options());
+  switch (matrix.element_size()) {
+    case 1: take_words<uint8_t>(matrix, places, result); break;
+    case 2: take_words<uint16_t>(matrix, places, result); break;
+    case 4: take_words<uint32_t>(matrix, places, result); break;
+    default: take_words<uint64_t>(matrix, places, result); break;
+  }
+  return result;
 }
 
 }  // namespace mcompress

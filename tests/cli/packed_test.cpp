@@ -45,6 +45,23 @@ TEST_F(PackedFormats, AreWrittenWithoutData) {
   }
 }
 
+// Scales that are weighted by the inputs lose less of what counts.
+TEST_F(PackedFormats, WeightScalesByTheInputsOfText) {
+  const std::string text = " --seqlen 64 --nsamples 20 --calib-data " + (folder_ / "text.txt");
+  const json report = report_of(weight_only("--bits 3 --group-size 32" + text, "weighted"));
+  EXPECT_EQ(report["calibration"]["samples"], 20);
+  for (const json& layer : report["layers"]) {
+    if (layer["kind"] != "linear") continue;
+    EXPECT_LT(layer["rounding"]["loss"].get<double>(), layer["rounding"]["rounded_loss"].get<double>());
+  }
+  report_of(weight_only("--bits 3 --group-size 32 --threads 1" + text, "one"));
+  EXPECT_EQ(bytes_of("one"), bytes_of("weighted"));
+  expect_all({{weight_only("--resume"), 2, "--resume goes with --mode qat, and with weight-only"},
+              {weight_only("--group-size 32 --calib-data " + (folder_ / "missing.txt")), 66, "missing.txt"},
+              {weight_only("--no-mse" + text), 2, "--no-mse takes the range of each group"}},
+             folder_ / "no");
+}
+
 // The same codes have the same values, whatever they are packed in.
 TEST_F(PackedFormats, KeepTheirCodesWhenConverted) {
   report_of(weight_only("--group-size 32 --asym --format gptq", "first"));
@@ -114,8 +131,8 @@ TEST_F(PackedFormats, RefuseWhatTheyHaveNoPlaceFor) {
         "writes Hugging Face folders only"},
        {awq("--format awq --bits 3"), 2, "has no weights of 3 bits"},
        {awq("--lm-head"), 2, "its embedding"},
-       {"awq " + shipped("fashion_mlp.pt") + " --calib-data x -o " + (folder_ / "out"), 2,
-        "no pairs of layers"},
+       {"awq " + shipped("state_dicts/plain.pt") + " --calib-data x -o " + (folder_ / "out"), 2,
+        "which awq cannot run"},
        {"awq " + (folder_ / "model") + " -o " + (folder_ / "out"), 2, "awq needs --calib-data"}},
       folder_ / "out");
 }
@@ -184,7 +201,7 @@ TEST_F(PackedFormats, BecomeGgufFiles) {
   EXPECT_NEAR(perplexity("model.gguf"), perplexity("packed"), 1e-5 * exact);
   expect_all({{convert("model", "no", "--format gguf --type Q5_K"), 2, "Q5_K"},
               {"convert " + (folder_ / "model.gguf") + " --format gguf -o " + (folder_ / "no"), 2,
-               "takes the Hugging Face"}},
+               "converts to a Hugging Face folder only"}},
              folder_ / "no");
   const std::string tokenizer = read_file(folder_ / "model/tokenizer.json");
   json broken = json::parse(tokenizer);
@@ -200,6 +217,50 @@ TEST_F(PackedFormats, BecomeGgufFiles) {
   config_["model_type"] = "mistral";
   write_model();
   expect_all({{convert("model", "no", "--format gguf"), 65, "look back 16 tokens"}}, folder_ / "no");
+}
+
+TEST_F(PackedFormats, ComeBackFromGgufFiles) {
+  const auto there_and_back = [&](const std::string& options) {
+    write_model();
+    report_of("convert " + (folder_ / "model") + " --force --format gguf --type F32 -o " +
+              (folder_ / "model.gguf"));
+    return report_of("convert " + (folder_ / "model.gguf") + " --force --format dequantized -o " +
+                     (folder_ / "back") + " " + options);
+  };
+  const json report = there_and_back("");
+  EXPECT_EQ(report["output"]["bytes"], report["size"]["predicted_bytes"]);
+  EXPECT_EQ(report["output"]["parameters"], report["input"]["parameters"]);
+  EXPECT_EQ(perplexity("back"), perplexity("model"));
+  const json settings = json::parse(read_file(folder_ / "back/tokenizer.json"));
+  const json original = json::parse(read_file(folder_ / "model/tokenizer.json"));
+  EXPECT_EQ(settings["model"]["vocab"], original["model"]["vocab"]);
+  there_and_back("--max-shard-size 100kB");
+  EXPECT_TRUE(std::filesystem::exists(folder_ / "back/model.safetensors.index.json"));
+  EXPECT_EQ(perplexity("back"), perplexity("model"));
+  // What is divided in a GGUF file follows from a factor in a folder.
+  config_["max_position_embeddings"] = 131072;
+  config_["rope_theta"] = 500000.0;
+  const double plain = (there_and_back(""), perplexity("back"));
+  config_["rope_scaling"] = {{"rope_type", "llama3"},
+                             {"factor", 32.0},
+                             {"low_freq_factor", 1.0},
+                             {"high_freq_factor", 4.0},
+                             {"original_max_position_embeddings", 8192}};
+  there_and_back("");
+  EXPECT_EQ(config_of("back")["rope_scaling"], config_["rope_scaling"]);
+  EXPECT_NEAR(perplexity("back"), perplexity("model"), 1e-6 * plain);
+  EXPECT_NE(perplexity("back"), plain);
+  config_["rope_scaling"]["low_freq_factor"] = 2.0;
+  write_model();
+  report_of(convert("model", "odd.gguf", "--format gguf --type F32"));
+  const auto to_folder = [&](const std::string& path) {
+    return "convert " + path + " --format dequantized -o " + (folder_ / "no");
+  };
+  expect_all(
+      {{to_folder(folder_ / "odd.gguf"), 65, "whose rope_freqs are not those of Llama 3"},
+       {to_folder(shipped("gguf/gemma2_window.gguf")), 65, "a gemma2 model of a GGUF file cannot be written"},
+       {to_folder(folder_ / "odd.gguf") + " --type F16", 2, "--type goes with --format gguf"}},
+      folder_ / "no");
 }
 
 TEST_F(PackedFormats, HaveTheSameBytesByAwqForAnyThreads) {

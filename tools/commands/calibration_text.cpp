@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "mcompress/methods/hessian.h"
+#include "mcompress/model/int8_matrix.h"
 #include "models.h"
 #include "resume.h"
 
@@ -22,15 +23,24 @@ void add_calibration_options(CLI::App& app, CalibrationOptions& options, const s
   add("--calib-layout", options.calib_layout, "As --text-layout, for --calib-data")
       ->check(CLI::IsMember({"file", "rows"}));
   add("--calib-compute", options.calib_compute,
-      "Type in which the model is run on it; auto: bf16, with products in fp32 where the processor "
-      "multiplies "
-      "no bf16")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+      "Products with which the model is run on it; int8 has a scale for 64 values; auto: int8, bf16 or fp32, "
+      "the first that the processor has instructions for")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8"}));
 }
 
+namespace {
+
+std::string name_of(const DecoderCompute& compute) {
+  return compute.int8_layers ? "int8" : compute.type == at::kFloat ? "float32" : "bfloat16";
+}
+
+}  // namespace
+
 CalibrationTypes calibration_types(const CalibrationOptions& options) {
-  if (options.calib_compute == "fp32") return {at::kFloat, at::kFloat};
-  const bool narrow = options.calib_compute == "bf16" || multiplies_bfloat16();
+  const std::string& asked = options.calib_compute;
+  if (asked == "fp32") return {at::kFloat, at::kFloat};
+  if (asked == "int8" || (asked == "auto" && multiplies_int8())) return {{at::kFloat, true}, at::kBFloat16};
+  const bool narrow = asked == "bf16" || multiplies_bfloat16();
   return {narrow ? at::kBFloat16 : at::kFloat, at::kBFloat16};
 }
 
@@ -38,7 +48,7 @@ at::Tensor read_calibration_text(const CompressOptions& options, const Calibrati
                                  const DecoderConfig& config, const RunOptions& run, Report& report) {
   const std::string& path = calibration.calib_data;
   report.calibration->path = path;
-  report.calibration->compute = calibration_types(calibration).compute == at::kFloat ? "float32" : "bfloat16";
+  report.calibration->compute = name_of(calibration_types(calibration).compute);
   if (path.empty()) return {};
   TextCommand text;
   text.layout = calibration.calib_layout;

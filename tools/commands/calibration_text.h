@@ -17,7 +17,8 @@ void add_calibration_options(CLI::App& app, CalibrationOptions& options, const s
 
 // The types in which products of the calibration run are computed and its states are held.
 struct CalibrationTypes {
-  at::ScalarType compute, states;
+  DecoderCompute compute;
+  at::ScalarType states;
 };
 CalibrationTypes calibration_types(const CalibrationOptions& options);
 

@@ -147,12 +147,14 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   if (options.output.empty() && !options.dry_run)
     throw error(Exit::kUsage, "convert needs -o/--output, or --dry-run");
   check_not_stdout(options.output);
+  if (options.format != "gguf" && options.type != ConvertCommand().type)
+    throw error(Exit::kUsage, "--type goes with --format gguf");
   const ModelFormat format = detect_model(options.model);
+  if (format == ModelFormat::kGguf) return convert_from_gguf(options, run, report);
   if (format != ModelFormat::kHuggingFace)
-    throw error(Exit::kUsage, "'{}' is {}; convert takes the Hugging Face folder of a model", options.model,
-                name_of(format));
+    throw error(Exit::kUsage, "'{}' is {}; convert takes the Hugging Face folder of a model, or GGUF",
+                options.model, name_of(format));
   if (options.format == "gguf") return convert_to_gguf(options, run, report);
-  if (options.type != ConvertCommand().type) throw error(Exit::kUsage, "--type goes with --format gguf");
   if (!options.output.empty()) check_output(options.output, OutputKind::kFolder, run.force, run.inputs);
   BackgroundHash hash(options.model);
   if (!options.output.empty()) refuse_output_inside(options.output, options.model);
@@ -204,14 +206,16 @@ Command convert_command() {
   auto options = std::make_shared<ConvertCommand>();
   const auto add_options = [options](CLI::App& app) {
     app.add_option("model,-m,--model", options->model,
-                   "Hugging Face folder of GPTQ, AWQ or compressed-tensors; for gguf any language model's")
+                   "Hugging Face folder of GPTQ, AWQ or compressed-tensors; for gguf any language model's; "
+                   "or GGUF, for "
+                   "dequantized")
         ->required();
     app.add_option("-o,--output", options->output, "The folder to write, or for gguf the file");
     app.add_flag("--dry-run", options->dry_run, "Print what becomes of each layer, and stop");
-    app.add_option(
-           "--format", options->format,
-           "gptq, awq or compressed-tensors: the same codes in another packing; dequantized: float32; "
-           "gguf: one file for llama.cpp")
+    app.add_option("--format", options->format,
+                   "gptq, awq or compressed-tensors: the same codes in another packing; dequantized: a "
+                   "folder in float32; "
+                   "gguf: one file for llama.cpp")
         ->required()
         ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized", "gguf"}));
     app.add_option("--type", options->type, "Of the matrices of a GGUF file; norms and biases are F32")

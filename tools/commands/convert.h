@@ -18,5 +18,6 @@ struct ConvertCommand {
 
 void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Report& report);
 std::vector<std::string> gguf_type_names();
+void convert_from_gguf(const ConvertCommand& options, const RunOptions& run, Report& report);
 
 }  // namespace mcompress::cli

@@ -1,16 +1,23 @@
-#include "gptq.h"
-
 #include <memory>
 
 #include "language_run.h"
 #include "mcompress/methods/decoder_gptq.h"
+#include "mcompress/methods/program_gptq.h"
 #include "models.h"
+#include "program_run.h"
 
 namespace mcompress::cli {
 
 namespace {
 
 constexpr const char* kGroup = "GPTQ";
+
+// The settings of one `mcompress gptq`.
+struct GptqCommand : CompressOptions, GroupOptions, CalibrationOptions {
+  int64_t sweeps = 4;
+  bool act_order = true, static_groups = true, true_sequential = true, resume = false;
+  double damping = 0.01;
+};
 
 void check_options(const GptqCommand& options) {
   check_compress_options(options, "gptq");
@@ -22,6 +29,24 @@ void check_options(const GptqCommand& options) {
         Exit::kUsage,
         "--format {} has groups of neighbours only; leave out --no-static-groups, or use --format gptq",
         options.format);
+}
+
+GptqOptions method_options(const GptqCommand& options) {
+  GptqOptions method;
+  method.act_order = options.act_order;
+  method.static_groups = options.static_groups;
+  method.damping = options.damping;
+  method.sweeps = static_cast<int>(options.sweeps);
+  return method;
+}
+
+void gptq_torchscript(const GptqCommand& options, const RunOptions& run, Report& report) {
+  ProgramRun command{"gptq", "gptq", options, options, options, options.resume, {}};
+  command.round = [&](const torch::jit::Module& program, const std::vector<Layer>& layers,
+                      const std::map<std::string, GroupGrid>& grids, const at::Tensor& batch) {
+    return gptq_program(program, layers, {method_options(options), grids, options.true_sequential}, batch);
+  };
+  run_program(command, run, report);
 }
 
 // Of a Hugging Face folder.
@@ -46,7 +71,7 @@ void gptq(const GptqCommand& options, const RunOptions& run, Report& report) {
   check_options(options);
   const ModelFormat format = detect_model(options.model);
   check_for_format(options, format);
-  if (format == ModelFormat::kTorchScript) return gptq_program(options, run, report);
+  if (format == ModelFormat::kTorchScript) return gptq_torchscript(options, run, report);
   if (format == ModelFormat::kHuggingFace) return gptq_language(options, run, report);
   throw error(
       Exit::kUsage,
@@ -75,15 +100,6 @@ void add_layer_options(CLI::App& app, GptqCommand& options) {
 }
 
 }  // namespace
-
-GptqOptions method_options(const GptqCommand& options) {
-  GptqOptions method;
-  method.act_order = options.act_order;
-  method.static_groups = options.static_groups;
-  method.damping = options.damping;
-  method.sweeps = static_cast<int>(options.sweeps);
-  return method;
-}
 
 Command gptq_command() {
   auto options = std::make_shared<GptqCommand>();

@@ -38,7 +38,12 @@ void check_training_options(const QuantizeCommand& options) {
   if (options.mode == "qat" && options.training.train_data.empty() && !options.dry_run)
     throw error(Exit::kUsage, "--mode qat needs --train-data");
   if (options.mode != "qat") {
-    std::string given = given_train_option(options.training);
+    const bool by_blocks = options.mode == "weight-only" && !options.calib_data.empty();
+    if (options.training.resume && !by_blocks)
+      throw error(Exit::kUsage, "--resume goes with --mode qat, and with weight-only and --calib-data");
+    TrainCommand training = options.training;
+    training.resume = false;
+    std::string given = given_train_option(training);
     if (given.empty() && !options.training.html.empty()) given = "--html";
     if (given.empty() && options.freeze_bn_after != 0) given = "--freeze-bn-after";
     if (given.empty() && options.freeze_observers_after) given = "--freeze-observers-after";
@@ -71,10 +76,11 @@ void check_static_options(const QuantizeCommand& options) {
 
 void check_weight_only_options(const QuantizeCommand& options) {
   const QuantizeCommand plain;
-  std::map<std::string, bool> used = {
-      {"--dtype", options.dtype != plain.dtype},    {"--runtime", options.runtime != plain.runtime},
-      {"--per-tensor", options.per_tensor},         {"--embeddings", options.embeddings},
-      {"--only-if-faster", options.only_if_faster}, {"--calib-data", !options.calib_data.empty()}};
+  std::map<std::string, bool> used = {{"--dtype", options.dtype != plain.dtype},
+                                      {"--runtime", options.runtime != plain.runtime},
+                                      {"--per-tensor", options.per_tensor},
+                                      {"--embeddings", options.embeddings},
+                                      {"--only-if-faster", options.only_if_faster}};
   used.merge(static_options(options));
   for (const auto& [name, given] : used) {
     if (given)
@@ -104,7 +110,9 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
                 options.model, name_of(format));
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
-  if (options.mode == "weight-only") return quantize_weights(options, run, report);
+  if (options.mode == "weight-only")
+    return options.calib_data.empty() ? quantize_weights(options, run, report)
+                                      : quantize_by_importance(options, run, report);
   if (format == ModelFormat::kTorchScript) {
     if (options.mode == "dynamic") return quantize_program(options, run, report);
     // The plan of QAT is that of static mode.
@@ -149,9 +157,10 @@ Command quantize_command() {
         ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
     app.add_flag("--embeddings", options->embeddings,
                  "Compress embeddings too; --mode static does without being asked");
-    app.add_option(
-        "--calib-data", options->calib_data,
-        "Inputs to calibrate on: data as for --eval-data, or one .npy; of a folder the train split");
+    app.add_option("--calib-data", options->calib_data,
+                   "Inputs to calibrate on: data as for --eval-data, or one .npy; of a folder the train "
+                   "split. With --mode "
+                   "weight-only text, by whose inputs errors of channels are weighted");
     add_nsamples(app, options->nsamples);
     app.add_flag("--only-if-faster", options->only_if_faster,
                  "Time each layer on its own input, and leave those in float that do not gain");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -58,6 +59,10 @@ bool has_tokenizer(const std::string& path);
 // Error(65) for all but byte-level BPE whose way of cutting texts llama.cpp has a name for.
 std::vector<std::pair<std::string, GgufField>> gguf_tokenizer_fields(const std::string& folder,
                                                                      int64_t vocabulary);
+
+// The opposite: tokenizer.json and tokenizer_config.json, by name, of what the metadata of a GGUF file
+// describes. Throws Error(65) for SentencePiece, and as gguf_tokenizer().
+std::map<std::string, std::string> folder_tokenizer(const GgufFile& file, const std::string& path);
 
 // What a tokenizer is, read from its file without making it, which takes a tenth of the time.
 struct TokenizerSummary {

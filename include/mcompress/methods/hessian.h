@@ -13,7 +13,8 @@ bool multiplies_bfloat16();
 // does not matter.
 class HessianSum {
  public:
-  explicit HessianSum(int64_t channels);
+  // `int8`: products are those of inputs in 8 bits, of which 64 of a channel have one scale (int8_matrix.h).
+  explicit HessianSum(int64_t channels, bool int8 = false);
 
   // Inputs [rows, channels]. Products of bfloat16 are added in float32, by the processor's own instruction
   // where it has one; those of other types are computed in float32. The same bytes for any number of threads.
@@ -24,6 +25,7 @@ class HessianSum {
 
  private:
   at::Tensor sum_;  // float32 [channels, channels], right in the tiles of the upper triangle
+  bool int8_;
   int64_t rows_ = 0;
 };
 

@@ -22,7 +22,7 @@ struct ProgramGptqPlan {
 // Rounds layers by GPTQ while the program runs once over `batch`, each when it is first used; layers that
 // share a weight share what becomes of it. Layers that the program does not reach are missing from the
 // result. Throws Error(65) naming the layer for weights and inputs that are not finite.
-std::vector<RoundedLayer> gptq_program(const torch::jit::Module& program, const std::vector<Layer>& layers,
-                                       const ProgramGptqPlan& plan, const at::Tensor& batch);
+RoundedProgram gptq_program(const torch::jit::Module& program, const std::vector<Layer>& layers,
+                            const ProgramGptqPlan& plan, const at::Tensor& batch);
 
 }  // namespace mcompress

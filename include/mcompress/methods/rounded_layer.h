@@ -38,6 +38,13 @@ struct RoundedBlock {
   std::map<std::string, at::Tensor> changed;  // float32: other tensors with new values, by their name
 };
 
+// The layers of a program once they are rounded.
+struct RoundedProgram {
+  std::vector<RoundedLayer> layers;  // that the program reached
+  std::vector<Fold> folds;
+  std::map<std::string, at::Tensor> biases;  // new ones, by the name of their layer
+};
+
 // Rounds one layer of this name; `seconds` is the caller's to tell.
 RoundedLayer round_layer(const std::string& name, const at::Tensor& weight, const GptqFactor& factor,
                          const GptqOptions& options);

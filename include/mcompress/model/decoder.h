@@ -127,13 +127,24 @@ class DecoderBlock {
   std::unique_ptr<Impl> impl_;
 };
 
+// How a model is computed: in float32 or bfloat16; products of the layers of blocks in that type or in 8
+// bits, as int8_matrix.h says, which is for float32.
+struct DecoderCompute {
+  at::ScalarType type = at::kFloat;
+  bool int8_layers = false;
+
+  DecoderCompute(at::ScalarType of) : type(of) {}
+  DecoderCompute(at::ScalarType of, bool int8) : type(of), int8_layers(int8) {}
+};
+
 // The model of a Hugging Face folder or a GGUF file (dequantized as it is read). Its weights stay in the map
 // of the file and are read a block at a time.
 class Decoder {
  public:
-  // `compute`: float32 or bfloat16. Throws Error(65) where a tensor is missing, has another shape, or is one
-  // that the architecture has none of.
-  Decoder(const std::string& path, at::ScalarType compute);
+  // Throws Error(65) where a tensor is missing, has another shape, or is one that the architecture has none
+  // of.
+  Decoder(const std::string& path, DecoderCompute compute);
+  const DecoderCompute& compute() const;
   ~Decoder();
   Decoder(Decoder&&) noexcept;
 

@@ -38,6 +38,11 @@ struct FollowerList {
 // Finds them in a scripted or traced program. A layer that is used more than once has none.
 FollowerList find_followers(const torch::jit::Module& program, const std::vector<Layer>& layers);
 
+// By layer index, the layer that alone is given what this one gives, at most through a ReLU, where both are
+// used once.
+std::vector<std::optional<size_t>> find_takers(const torch::jit::Module& program,
+                                               const std::vector<Layer>& layers);
+
 // A copy of `program` that leaves out what follows the layers with these indices, and that holds other
 // modules in the place of layers where `replacements` names them.
 torch::jit::Module drop_followers(const torch::jit::Module& program, const std::vector<Layer>& layers,

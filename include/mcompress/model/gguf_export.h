@@ -13,7 +13,7 @@ namespace mcompress {
 
 // Where a tensor of a language model goes in a GGUF file (gguf-py, constants.py).
 struct GgufPlace {
-  std::string source, name;    // with ".weight"
+  std::string source, name;    // with ".weight"; no source where the values follow from the configuration
   std::vector<int64_t> shape;  // of matrices [outputs, inputs]
   // Of q and k of the llama architecture, whose rows llama.cpp has in another order: heads; else 0.
   int64_t heads = 0;

@@ -28,4 +28,7 @@ struct ElementCount {
 };
 ElementCount count_elements_of(const at::Tensor& tensor);
 
+// Columns of a matrix, of any type, in that order; at::index_select() has one thread.
+at::Tensor take_columns(const at::Tensor& matrix, const at::Tensor& columns);
+
 }  // namespace mcompress

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gguf_values.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/mapped_file.h"
 #include "mcompress/data/tokenizer.h"
@@ -17,18 +18,6 @@ namespace mcompress {
 namespace {
 
 using nlohmann::json;
-
-// Types of tokens (llama.h).
-enum TokenType : int32_t { kNormal = 1, kControl = 3, kUser = 4, kUnused = 5 };
-
-struct NamedSplit {
-  const char *expression, *name;
-};
-constexpr std::array<NamedSplit, 2> kSplits = {
-    {{R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
-      "llama-bpe"},
-     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
-      "qwen2"}}};
 
 // What llama.cpp calls the steps that cut a text (tokenizer.ggml.pre).
 std::string pre_name(const json& pre, const std::string& path) {
@@ -46,8 +35,8 @@ std::string pre_name(const json& pre, const std::string& path) {
     if (steps.size() == 2 && splits && type(0) == "Digits" && steps[0].value("individual_digits", false))
       return "smollm";
     if (steps.size() == 2 && !splits && type(0) == "Split" && steps[0].at("pattern").contains("Regex")) {
-      for (const NamedSplit& known : kSplits) {
-        if (steps[0].at("pattern").at("Regex") == known.expression) return known.name;
+      for (const auto& [name, expression] : kNamedExpressions) {
+        if (steps[0].at("pattern").at("Regex") == expression) return std::string(name);
       }
     }
   }
@@ -57,16 +46,17 @@ std::string pre_name(const json& pre, const std::string& path) {
       path);
 }
 
-// Whether a text gets a special token before it.
-bool begins_with_special(const json& step) {
+// Whether a text gets a special token before it, or behind it.
+enum class End { kBefore, kBehind };
+bool has_special(const json& step, End end) {
   if (!step.is_object()) return false;
   if (step.value("type", "") == "Sequence") {
     const json& steps = step.at("processors");
-    return std::any_of(steps.begin(), steps.end(), begins_with_special);
+    return std::any_of(steps.begin(), steps.end(), [&](const json& part) { return has_special(part, end); });
   }
   if (step.value("type", "") != "TemplateProcessing") return false;
   const json& single = step.at("single");
-  return !single.empty() && single.at(0).contains("SpecialToken");
+  return !single.empty() && (end == End::kBefore ? single.front() : single.back()).contains("SpecialToken");
 }
 
 // Of config.json, which may have several ends of a text.
@@ -97,19 +87,19 @@ Fields fields_of(const std::string& folder, const std::string& path, int64_t voc
     throw bad_data("'{}': only byte-level BPE can be written into a GGUF file yet", path);
   check_normalizer(tokenizer.value("normalizer", json()), path);
   std::vector<std::string> tokens(static_cast<size_t>(vocabulary));
-  std::vector<int32_t> types(tokens.size(), kUnused);
+  std::vector<int32_t> types(tokens.size(), kUnusedToken);
   const auto set = [&](int64_t id, const std::string& text, int32_t type) {
     if (id < 0 || id >= vocabulary)
       throw bad_data("'{}': token id {} is outside the model's vocabulary of {}", path, id, vocabulary);
     tokens[static_cast<size_t>(id)] = text;
     types[static_cast<size_t>(id)] = type;
   };
-  for (const auto& [text, id] : model.at("vocab").items()) set(id.get<int64_t>(), text, kNormal);
+  for (const auto& [text, id] : model.at("vocab").items()) set(id.get<int64_t>(), text, kNormalToken);
   for (const json& added : tokenizer.value("added_tokens", json::array()))
     set(added.at("id").get<int64_t>(), added.at("content").get<std::string>(),
-        added.value("special", false) ? kControl : kUser);
+        added.value("special", false) ? kControlToken : kUserToken);
   for (size_t i = 0; i < tokens.size(); ++i) {
-    if (types[i] == kUnused) tokens[i] = "[PAD" + std::to_string(i) + "]";
+    if (types[i] == kUnusedToken) tokens[i] = "[PAD" + std::to_string(i) + "]";
   }
   std::vector<std::string> merges;
   for (const json& merge : model.at("merges")) {
@@ -146,10 +136,12 @@ Fields fields_of(const std::string& folder, const std::string& path, int64_t voc
     if (!id) id = id_in_config(folder, special.config);
     if (id && *id < tokens.size()) fields.emplace_back(std::string("tokenizer.ggml.") + special.key, *id);
   }
-  const json adds = settings.value("add_bos_token", json());
-  fields.emplace_back(
-      "tokenizer.ggml.add_bos_token",
-      adds.is_boolean() ? adds.get<bool>() : begins_with_special(tokenizer.value("post_processor", json())));
+  for (const auto& [key, end] : {std::pair("add_bos_token", End::kBefore), {"add_eos_token", End::kBehind}}) {
+    const json adds = settings.value(key, json());
+    fields.emplace_back(
+        std::string("tokenizer.ggml.") + key,
+        adds.is_boolean() ? adds.get<bool>() : has_special(tokenizer.value("post_processor", json()), end));
+  }
   const std::string template_path = folder + "/chat_template.jinja";
   const json chat = settings.value("chat_template", json());
   if (chat.is_string()) {

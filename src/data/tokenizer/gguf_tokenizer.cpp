@@ -3,6 +3,7 @@
 #include <string_view>
 #include <utility>
 
+#include "gguf_values.h"
 #include "mcompress/base/error.h"
 #include "parts.h"
 #include "sentencepiece.h"
@@ -29,20 +30,6 @@ const NamedSplits& splits_named(const std::string& name, const std::string& file
   }
   throw bad_data("{}: tokenizer.ggml.pre '{}' is not known; known are gpt-2, smollm, llama-bpe and qwen2",
                  file, name);
-}
-
-template <typename Value>
-const Value& value_of(const GgufFile& file, const std::string& key, const std::string& name) {
-  const auto* value = find_value<Value>(file, "tokenizer.ggml." + key);
-  if (value == nullptr)
-    throw bad_data("{}: the metadata has no tokenizer.ggml.{}, or of another type", name, key);
-  return *value;
-}
-
-// A number or a flag, which is 0 or 1.
-int64_t integer_or(const GgufFile& file, const std::string& key, int64_t otherwise) {
-  const auto* value = find_value<int64_t>(file, "tokenizer.ggml." + key);
-  return value == nullptr ? otherwise : *value;
 }
 
 // The token that is put at an end of a text; none where the file does not ask for it.
@@ -84,15 +71,16 @@ Tokenizer byte_level_of(const GgufFile& file, const std::string& name) {
   const auto& types = value_of<std::vector<int64_t>>(file, "token_type", name);
   if (types.size() != tokens.size())
     throw bad_data("{}: it has {} tokens and {} token types", name, tokens.size(), types.size());
-  constexpr int64_t kControl = 3, kUser = 4, kUnused = 5;
   ByteLevelVocabulary vocabulary;
   vocabulary.whole_first = pre.whole_first;
   std::vector<AddedToken> added;
   for (size_t i = 0; i < tokens.size(); ++i) {
     check_utf8(tokens[i]);
+    check_length(tokens[i], name);
     const auto id = static_cast<int32_t>(i);
-    if (types[i] != kUnused) vocabulary.tokens.emplace_back(tokens[i], id);
-    if (types[i] == kControl || types[i] == kUser) added.push_back({.id = id, .content = tokens[i]});
+    if (types[i] != kUnusedToken) vocabulary.tokens.emplace_back(tokens[i], id);
+    if (types[i] == kControlToken || types[i] == kUserToken)
+      added.push_back({.id = id, .content = tokens[i]});
   }
   for (const std::string& merge : value_of<std::vector<std::string>>(file, "merges", name)) {
     check_utf8(merge);
@@ -100,7 +88,8 @@ Tokenizer byte_level_of(const GgufFile& file, const std::string& name) {
     if (space == std::string::npos) throw bad_data("{}: merge '{}' is not two tokens", name, merge);
     vocabulary.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
   }
-  std::vector<int32_t> before = special(file, "add_bos_token", false, "bos_token_id", tokens.size(), name);
+  std::vector<int32_t> before = special(file, "add_bos_token", asks_for(file, "add_bos_token", pre.name),
+                                        "bos_token_id", tokens.size(), name);
   std::vector<int32_t> after = special(file, "add_eos_token", false, "eos_token_id", tokens.size(), name);
   std::unordered_map<int32_t, std::string> bytes_of;
   auto bpe = byte_level_bpe(vocabulary, name, bytes_of);

@@ -84,6 +84,7 @@ std::optional<c10::OperatorHandle> find_operator(const char* name, const char* o
 
 // Whether they are there for the type on this processor; without AVX-512 oneDNN refuses bfloat16.
 bool is_fused(const at::Tensor& weight) {
+  if (!weight.defined()) return false;
   static const auto supported = find_operator("mkldnn::_is_mkldnn_bf16_supported", "");
   static const bool all = supported && find_operator("mkldnn::_linear_pointwise", "") &&
                           find_operator("mkldnn::_linear_pointwise", "binary") &&
@@ -108,12 +109,13 @@ Operation operation_of(Activation activation) {
   return {"none", ""};
 }
 
-at::Tensor apply(Activation activation, const at::Tensor& x) {
+// In place.
+at::Tensor apply(Activation activation, at::Tensor x) {
   switch (activation) {
-    case Activation::kSilu: return at::silu(x);
-    case Activation::kGelu: return at::gelu(x, "none");
-    case Activation::kTanhGelu: return at::gelu(x, "tanh");
-    case Activation::kRelu: return at::relu(x);
+    case Activation::kSilu: return at::silu_(x);
+    case Activation::kGelu: return at::gelu_(x, "none");
+    case Activation::kTanhGelu: return at::gelu_(x, "tanh");
+    case Activation::kRelu: return at::relu_(x);
   }
   return x;
 }
@@ -132,26 +134,40 @@ void Projection::pack(int64_t rows) {
     weight = reorder->typed<at::Tensor(const at::Tensor&, std::optional<int64_t>)>().call(weight, rows);
 }
 
-at::Tensor Projection::operator()(const at::Tensor& given) const {
-  const at::Tensor x = input(given);
-  return is_fused(weight) ? pointwise(*this, x, {"none", ""}) : at::linear(x, weight, optional(bias));
+void Projection::round() {
+  codes = int8_rows(weight);
+  weight = at::Tensor();
 }
 
-at::Tensor Projection::activated(const at::Tensor& given, Activation activation) const {
-  const at::Tensor x = input(given);
-  return is_fused(weight) ? pointwise(*this, x, operation_of(activation))
-                          : apply(activation, at::linear(x, weight, optional(bias)));
+LayerInputs Projection::inputs(const at::Tensor& x) const {
+  if (!codes) return {x};
+  return {x, int8_rows(x.flatten(0, -2))};
 }
 
-at::Tensor Projection::add_to(const at::Tensor& sum, const at::Tensor& given) const {
+at::Tensor Projection::product(const LayerInputs& given) const {
+  if (!codes) return at::linear(rounded(given.x), weight, optional(bias));
+  std::vector<int64_t> shape = given.x.sizes().vec();
+  shape.back() = codes->rows;
+  return multiply(*given.codes, *codes, bias).view(shape);
+}
+
+at::Tensor Projection::operator()(const LayerInputs& given) const {
+  return is_fused(weight) ? pointwise(*this, rounded(given.x), {"none", ""}) : product(given);
+}
+
+at::Tensor Projection::activated(const LayerInputs& given, Activation activation) const {
+  return is_fused(weight) ? pointwise(*this, rounded(given.x), operation_of(activation))
+                          : apply(activation, product(given));
+}
+
+at::Tensor Projection::add_to(const at::Tensor& sum, const LayerInputs& given) const {
   static const auto binary = find_operator("mkldnn::_linear_pointwise", "binary");
-  const at::Tensor x = input(given);
-  if (!is_fused(weight)) return sum + at::linear(x, weight, optional(bias));
-  return binary->typed<Binary>().call(x, sum, weight, optional(bias), "add");
+  if (!is_fused(weight)) return product(given).add_(sum);
+  return binary->typed<Binary>().call(rounded(given.x), sum, weight, optional(bias), "add");
 }
 
 // As compressed-tensors rounds the inputs of a token while it runs: the scale is the largest by 127.5.
-at::Tensor Projection::input(const at::Tensor& x) const {
+at::Tensor Projection::rounded(const at::Tensor& x) const {
   if (!rounds_inputs) return x;
   const at::Tensor scale = (x.abs().amax(-1, true) / 127.5).clamp_min(std::numeric_limits<float>::min());
   return (x / scale).round_().clamp_(-128, 127).mul_(scale);
@@ -169,7 +185,8 @@ void cap_values(const at::Tensor& x, double cap) {
 
 at::Tensor BlockPass::add(const Projection& layer, const Norm& closing, const at::Tensor& sum,
                           const at::Tensor& x) const {
-  return config.closing_norms ? sum + normalized(config, closing, layer(x)) : layer.add_to(sum, x);
+  return config.closing_norms ? sum + normalized(config, closing, layer(layer.inputs(x)))
+                              : layer.add_to(sum, layer.inputs(x));
 }
 
 at::Tensor BlockPass::attention_inputs(const at::Tensor& hidden) const {
@@ -178,9 +195,10 @@ at::Tensor BlockPass::attention_inputs(const at::Tensor& hidden) const {
 
 at::Tensor BlockPass::attention(const at::Tensor& x) const {
   const int64_t n = x.size(0), length = x.size(1), width = config.head_width;
-  at::Tensor q = weights.query(x).view({n, length, config.heads, width});
-  at::Tensor k = weights.key(x).view({n, length, config.kv_heads, width});
-  const at::Tensor v = weights.value(x).view({n, length, config.kv_heads, width});
+  const LayerInputs inputs = weights.query.inputs(x);
+  at::Tensor q = weights.query(inputs).view({n, length, config.heads, width});
+  at::Tensor k = weights.key(inputs).view({n, length, config.kv_heads, width});
+  const at::Tensor v = weights.value(inputs).view({n, length, config.kv_heads, width});
   if (config.head_norm) {
     q = normalized(config, weights.query_norm, q);
     k = normalized(config, weights.key_norm, k);
@@ -204,8 +222,9 @@ at::Tensor BlockPass::feed_forward_inputs(const at::Tensor& hidden) const {
 }
 
 at::Tensor BlockPass::feed_forward(const at::Tensor& x) const {
-  return config.gated ? weights.gate.activated(x, config.activation).mul_(weights.up(x))
-                      : weights.up.activated(x, config.activation);
+  const LayerInputs inputs = weights.up.inputs(x);
+  return config.gated ? weights.gate.activated(inputs, config.activation).mul_(weights.up(inputs))
+                      : weights.up.activated(inputs, config.activation);
 }
 
 at::Tensor BlockPass::add_feed_forward(const at::Tensor& hidden, const at::Tensor& inner) const {

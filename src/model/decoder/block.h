@@ -1,26 +1,41 @@
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include <ATen/core/Tensor.h>
 
 #include "mcompress/model/decoder.h"
+#include "mcompress/model/int8_matrix.h"
 
 namespace mcompress {
+
+// What layers that have the same inputs are given; the codes where they multiply in 8 bits.
+struct LayerInputs {
+  at::Tensor x;  // [..., inputs]
+  std::optional<Int8Matrix> codes = {};
+};
 
 // A linear layer; `bias` is undefined where it has none. Computed by oneDNN where LibTorch has it: MKL, which
 // at::linear takes in float32, leaves the wider registers of some processors unused.
 struct Projection {
   at::Tensor weight, bias;
-  bool rounds_inputs = false;  // to 8 bits a token, symmetrically
+  bool rounds_inputs = false;            // to 8 bits a token, symmetrically
+  std::optional<Int8Matrix> codes = {};  // where it multiplies in 8 bits, in place of the weight
 
   // Copies the weight in the layout in which oneDNN computes fastest with inputs of so many rows.
   void pack(int64_t rows);
+  void round();  // the weight to 8 bits
 
-  at::Tensor operator()(const at::Tensor& x) const;
-  at::Tensor activated(const at::Tensor& x, Activation activation) const;
-  at::Tensor add_to(const at::Tensor& sum, const at::Tensor& x) const;  // what the layer gives, and `sum`
+  LayerInputs inputs(const at::Tensor& x) const;
+  at::Tensor operator()(const LayerInputs& given) const;
+  at::Tensor activated(const LayerInputs& given, Activation activation) const;
+  // What the layer gives, and `sum`.
+  at::Tensor add_to(const at::Tensor& sum, const LayerInputs& given) const;
 
  private:
-  at::Tensor input(const at::Tensor& x) const;
+  at::Tensor rounded(const at::Tensor& x) const;
+  at::Tensor product(const LayerInputs& given) const;
 };
 
 // The weights of a norm; `bias` is undefined but for a LayerNorm. Those of kOffsetRms are float32 and have
@@ -48,6 +63,8 @@ struct BlockWeights {
 struct Rotation {
   at::Tensor cosine, sine;
 };
+// What Llama 3's scaling divides each frequency by.
+std::vector<double> llama3_divisors(const Rope& rope, int64_t rotated_width);
 Rotation rotation_of(const Rope& rope, int64_t rotated_width, int64_t length, at::ScalarType compute);
 
 // One block at work on hidden states [n, length, width], in the steps between which its stages lie.

@@ -32,14 +32,18 @@ void check_finite(const at::Tensor& x, const std::string& path, const std::strin
 
 }  // namespace
 
-void set_layer(const StoredLayer& layer, const at::Tensor& weight, at::ScalarType compute,
+void set_layer(const StoredLayer& layer, const at::Tensor& weight, const DecoderCompute& compute,
                BlockWeights& block) {
-  const at::Tensor values = weight.to(compute);
+  const at::Tensor values = weight.to(compute.type);
   int64_t first = 0;
   for (const StoredLayer::Part& part : layer.parts) {
     Projection& projection = block.*part.layer;
     projection.weight = values.narrow(0, first, part.outputs).contiguous();
-    projection.pack(kTokens);
+    if (compute.int8_layers) {
+      projection.round();
+    } else {
+      projection.pack(kTokens);
+    }
     first += part.outputs;
   }
 }
@@ -64,8 +68,10 @@ void DecoderBlock::run_stage(size_t stage, const std::function<void(const at::Te
       case 0: inputs = pass.attention_inputs(part); break;
       case 1: inputs = pass.attention(pass.attention_inputs(part)); break;
       case 2:
-        part = impl_->kept(pass.add_attention(part, impl_->computing(between.slice(0, begin, end))));
+        part =
+            pass.add_attention(part, impl_->computing(between.slice(0, begin, end))).to(hidden.scalar_type());
         hidden.slice(0, begin, end).copy_(part);
+        part = impl_->computing(part);
         inputs = pass.feed_forward_inputs(part);
         break;
       default: inputs = pass.feed_forward(pass.feed_forward_inputs(part)); break;

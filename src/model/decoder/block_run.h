@@ -11,7 +11,7 @@ namespace mcompress {
 constexpr int64_t kTokens = 2048;  // that are run together
 
 // Sets the layers that one tensor holds, packed in the computing type.
-void set_layer(const StoredLayer& layer, const at::Tensor& weight, at::ScalarType compute,
+void set_layer(const StoredLayer& layer, const at::Tensor& weight, const DecoderCompute& compute,
                BlockWeights& block);
 
 struct DecoderBlock::Impl {
@@ -19,7 +19,7 @@ struct DecoderBlock::Impl {
   const DecoderConfig& config;
   const WeightSource& source;
   int64_t block;
-  at::ScalarType compute;
+  DecoderCompute compute;
   BlockWeights weights;
   Rotation rotation;
   at::Tensor hidden;  // [n, length, width]
@@ -27,7 +27,7 @@ struct DecoderBlock::Impl {
   at::Tensor between = {};  // of the attention or the feed-forward, [n, length, inputs of the next stage]
 
   BlockPass pass() const { return {config, block, weights, rotation}; }
-  at::Tensor computing(const at::Tensor& states) const { return states.to(compute); }
+  at::Tensor computing(const at::Tensor& states) const { return states.to(compute.type); }
   // What is left of values that are kept between stages.
   at::Tensor kept(const at::Tensor& values) const { return computing(values.to(hidden.scalar_type())); }
 };

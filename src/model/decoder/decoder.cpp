@@ -74,16 +74,16 @@ DecoderConfig read_model_config(const std::string& path) {
 
 struct Decoder::Impl {
   std::string path;
-  at::ScalarType compute;
+  DecoderCompute compute;
   DecoderConfig config;
   std::unique_ptr<WeightSource> weights;
   at::Tensor embedding, learned_positions;
   Norm final_norm;
   mutable Projection head;  // read when it is first used
 
-  Impl(std::string name, at::ScalarType type, OpenedModel model)
+  Impl(std::string name, DecoderCompute given, OpenedModel model)
       : path(std::move(name)),
-        compute(type),
+        compute(given),
         config(std::move(model.config)),
         weights(std::move(model.weights)) {
     check_tensors();
@@ -123,14 +123,14 @@ struct Decoder::Impl {
                      path, name);
   }
 
-  at::Tensor tensor(const std::string& name) const { return weights->read(name).to(compute); }
+  at::Tensor tensor(const std::string& name) const { return weights->read(name).to(compute.type); }
 
   Norm load_norm(const std::string& name) const {
     const at::Tensor weight = weights->read(name + ".weight");
     switch (config.norm) {
-      case NormKind::kRms: return {weight.to(compute), {}};
+      case NormKind::kRms: return {weight.to(compute.type), {}};
       case NormKind::kOffsetRms: return {weight.to(at::kFloat) + 1, {}};
-      case NormKind::kLayer: return {weight.to(compute), tensor(name + ".bias")};
+      case NormKind::kLayer: return {weight.to(compute.type), tensor(name + ".bias")};
     }
     return {};
   }
@@ -157,7 +157,7 @@ struct Decoder::Impl {
     if (head.weight.defined()) return head;
     const std::string name = config.names.head + ".weight";
     const at::Tensor weight = config.tied_head ? embedding : weights->read(name);
-    head = {weight.to(compute), {}, !config.tied_head && weights->rounds_inputs(name)};
+    head = {weight.to(compute.type), {}, !config.tied_head && weights->rounds_inputs(name), {}};
     head.pack(kHeadRows);
     return head;
   }
@@ -184,7 +184,7 @@ struct Decoder::Impl {
   }
 };
 
-Decoder::Decoder(const std::string& path, at::ScalarType compute)
+Decoder::Decoder(const std::string& path, DecoderCompute compute)
     : impl_(std::make_unique<Impl>(
           path, compute, std::filesystem::is_directory(path) ? open_folder(path) : open_gguf(path))) {
   keep_freed_memory();
@@ -192,6 +192,7 @@ Decoder::Decoder(const std::string& path, at::ScalarType compute)
 Decoder::~Decoder() = default;
 Decoder::Decoder(Decoder&&) noexcept = default;
 
+const DecoderCompute& Decoder::compute() const { return impl_->compute; }
 const DecoderConfig& Decoder::config() const { return impl_->config; }
 
 at::Tensor Decoder::embed(const at::Tensor& ids) const {
@@ -200,16 +201,16 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
   if (least < 0 || largest >= impl_->config.vocabulary)
     throw bad_data("token id {} is outside the model's vocabulary of {}", least < 0 ? least : largest,
                    impl_->config.vocabulary);
-  at::Tensor hidden = at::embedding(impl_->embedding, ids).to(impl_->compute);
+  at::Tensor hidden = at::embedding(impl_->embedding, ids).to(impl_->compute.type);
   impl_->weights->give_back(config.names.base + config.names.embedding);
   // Rounded to the computing type first, as transformers does.
-  if (config.embedding_scale != 1) hidden.mul_(at::tensor(config.embedding_scale).to(impl_->compute));
+  if (config.embedding_scale != 1) hidden.mul_(at::tensor(config.embedding_scale).to(impl_->compute.type));
   if (config.first_position) {
     if (ids.size(1) > config.positions)
       throw bad_data(
           "'{}' has learned {} positions, and a window has {} tokens; use a --seqlen of at most that",
           impl_->path, config.positions, ids.size(1));
-    hidden += impl_->learned_positions.narrow(0, *config.first_position, ids.size(1)).to(impl_->compute);
+    hidden += impl_->learned_positions.narrow(0, *config.first_position, ids.size(1)).to(impl_->compute.type);
   }
   return hidden;
 }
@@ -218,7 +219,7 @@ DecoderBlock Decoder::open_block(int64_t block, const at::Tensor& hidden, int64_
   const DecoderConfig& config = impl_->config;
   const bool windowed = config.windows[static_cast<size_t>(block)] > 0 && config.window_rope;
   const Rotation rotation = rotation_of(windowed ? *config.window_rope : config.rope, config.rotated_width,
-                                        hidden.size(1), impl_->compute);
+                                        hidden.size(1), impl_->compute.type);
   auto opened = std::make_unique<DecoderBlock::Impl>(
       DecoderBlock::Impl{impl_->path, config, *impl_->weights, block, impl_->compute,
                          impl_->load_block(block), rotation, hidden, first_window});
@@ -239,12 +240,12 @@ at::Tensor Decoder::stored(const std::string& name) const {
 }
 
 at::Tensor Decoder::head_inputs(const at::Tensor& hidden) const {
-  return normalized(impl_->config, impl_->final_norm, hidden.to(impl_->compute));
+  return normalized(impl_->config, impl_->final_norm, hidden.to(impl_->compute.type));
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  at::Tensor values = impl_->loaded_head()(head_inputs(hidden)).to(at::kFloat);
+  at::Tensor values = impl_->loaded_head()({head_inputs(hidden)}).to(at::kFloat);
   cap_values(values, impl_->config.logit_cap);
   return values;
 }

@@ -7,7 +7,9 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include "block.h"
 #include "mcompress/base/error.h"
+#include "source.h"
 
 namespace mcompress {
 
@@ -71,9 +73,11 @@ std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderCo
   if (config.rope.scaling == RopeScaling::kLinear) {
     add("rope.scaling.type", std::string("linear"));
     add("rope.scaling.factor", static_cast<float>(config.rope.factor));
-  } else if (config.rope.scaling != RopeScaling::kNone) {
+  } else if (config.rope.scaling != RopeScaling::kNone &&
+             (config.rope.scaling != RopeScaling::kLlama3 || architecture != "llama")) {
     throw bad_data(
-        "positions that are rotated by other angles than linear ones cannot be written as GGUF yet");
+        "positions that are rotated by other angles than linear ones and Llama 3's cannot be written as GGUF "
+        "yet");
   }
   fields.emplace_back("general.quantization_version", uint32_t{2});
   return fields;
@@ -109,6 +113,8 @@ std::vector<GgufPlace> gguf_places(const DecoderConfig& config) {
       if (layer->second.biased) places.push_back({from + ".bias", to + ".bias", {layer->second.outputs}});
     }
   }
+  if (config.rope.scaling == RopeScaling::kLlama3)
+    places.push_back({"", kFrequencies, {config.rotated_width / 2}});
   places.push_back({names.base + names.final_norm + ".weight", "output_norm.weight", {config.width}});
   if (!config.tied_head)
     places.push_back({names.head + ".weight", "output.weight", {config.vocabulary, config.width}});
@@ -116,6 +122,10 @@ std::vector<GgufPlace> gguf_places(const DecoderConfig& config) {
 }
 
 at::Tensor gguf_values(const Decoder& model, const GgufPlace& place) {
+  if (place.source.empty()) {
+    const DecoderConfig& config = model.config();
+    return at::tensor(llama3_divisors(config.rope, config.rotated_width), at::kDouble).to(at::kFloat);
+  }
   const at::Tensor values = model.stored(place.source);
   if (place.heads == 0) return values.contiguous();
   const int64_t rows = values.size(0), columns = values.size(1);

@@ -10,6 +10,10 @@ namespace mcompress {
 
 namespace {
 
+double frequency_of(const Rope& rope, int64_t rotated_width, int64_t i) {
+  return 1 / std::pow(rope.theta, 2 * static_cast<double>(i) / static_cast<double>(rotated_width));
+}
+
 // The frequencies 1 / theta^(2i / width), scaled as modeling_rope_utils.py of transformers does. Dynamic
 // scaling begins beyond the positions that the model was trained on.
 std::vector<double> inverse_frequencies(const Rope& rope, int64_t rotated_width, int64_t length) {
@@ -18,21 +22,14 @@ std::vector<double> inverse_frequencies(const Rope& rope, int64_t rotated_width,
   const bool is_long = length > rope.original_positions && !rope.long_divisors.empty();
   const std::vector<double>& divisors = is_long ? rope.long_divisors : rope.divisors;
   std::vector<double> frequencies;
-  for (int64_t i = 0; i < rotated_width / 2; ++i)
-    frequencies.push_back(1 / std::pow(rope.theta, 2 * static_cast<double>(i) / width));
+  for (int64_t i = 0; i < rotated_width / 2; ++i) frequencies.push_back(frequency_of(rope, rotated_width, i));
   for (size_t i = 0; i < divisors.size(); ++i) frequencies[i] /= divisors[i];
   if (rope.scaling == RopeScaling::kLinear) {
     for (double& frequency : frequencies) frequency /= rope.factor;
   }
   if (rope.scaling == RopeScaling::kLlama3) {
-    for (double& frequency : frequencies) {
-      const double wave = 2 * M_PI / frequency;
-      const double smooth =
-          (original / wave - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
-      const double kept =
-          std::clamp(smooth, 0.0, 1.0);  // 0: long waves, stretched; 1: short ones, as they are
-      frequency *= (1 - kept) / rope.factor + kept;
-    }
+    const std::vector<double> stretched = llama3_divisors(rope, rotated_width);
+    for (size_t i = 0; i < stretched.size(); ++i) frequencies[i] /= stretched[i];
   }
   if (rope.scaling == RopeScaling::kYarn) {
     const auto dimension_of = [&](double rotations) {
@@ -55,6 +52,19 @@ std::vector<double> inverse_frequencies(const Rope& rope, int64_t rotated_width,
 }
 
 }  // namespace
+
+std::vector<double> llama3_divisors(const Rope& rope, int64_t rotated_width) {
+  const auto original = static_cast<double>(rope.original_positions);
+  std::vector<double> divisors;
+  for (int64_t i = 0; i < rotated_width / 2; ++i) {
+    const double wave = 2 * M_PI / frequency_of(rope, rotated_width, i);
+    const double smooth =
+        (original / wave - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+    const double kept = std::clamp(smooth, 0.0, 1.0);  // 0: long waves, stretched; 1: short ones, as they are
+    divisors.push_back(1 / ((1 - kept) / rope.factor + kept));
+  }
+  return divisors;
+}
 
 Rotation rotation_of(const Rope& rope, int64_t rotated_width, int64_t length, at::ScalarType compute) {
   const std::vector<double> frequencies = inverse_frequencies(rope, rotated_width, length);

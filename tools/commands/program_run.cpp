@@ -1,9 +1,9 @@
+#include "program_run.h"
+
 #include <ATen/ATen.h>
 
-#include "gptq.h"
 #include "language_run.h"
 #include "mcompress/base/output.h"
-#include "mcompress/methods/program_gptq.h"
 #include "mcompress/model/open_program.h"
 #include "mcompress/model/program.h"
 #include "models.h"
@@ -13,20 +13,21 @@ namespace mcompress::cli {
 namespace {
 
 // Options of checkpoints of text.
-void check_options(const GptqCommand& options) {
-  const GptqCommand plain;
-  const std::map<std::string, bool> used = {{"--seqlen", options.seqlen != plain.seqlen},
-                                            {"--calib-layout", options.calib_layout != plain.calib_layout},
-                                            {"--calib-compute", options.calib_compute != plain.calib_compute},
-                                            {"--format", options.format != plain.format},
-                                            {"--max-shard-size", options.shard_bytes != plain.shard_bytes},
-                                            {"--lm-head", options.head},
-                                            {"--resume", options.resume}};
+void check_options(const ProgramRun& command) {
+  const CalibrationOptions plain;
+  const std::map<std::string, bool> used = {
+      {"--seqlen", command.calibration.seqlen != plain.seqlen},
+      {"--calib-layout", command.calibration.calib_layout != plain.calib_layout},
+      {"--calib-compute", command.calibration.calib_compute != plain.calib_compute},
+      {"--format", command.groups.format != command.plain_format},
+      {"--max-shard-size", command.groups.shard_bytes != GroupOptions().shard_bytes},
+      {"--lm-head", command.groups.head},
+      {"--resume", command.resume}};
   for (const auto& [name, given] : used) {
     if (given)
       throw error(Exit::kUsage,
                   "{} is for language models, folders with a config.json, and '{}' is TorchScript", name,
-                  options.model);
+                  command.options.model);
   }
 }
 
@@ -48,7 +49,7 @@ std::vector<GroupedLayer> grouped_layers(const std::vector<Layer>& layers) {
   return result;
 }
 
-std::vector<Decision> plan_program(const std::vector<Layer>& layers, const GptqCommand& options) {
+std::vector<Decision> plan_program(const std::vector<Layer>& layers, const CompressOptions& options) {
   std::vector<Decision> plan;
   for (const Layer& layer : layers)
     plan.push_back(
@@ -81,41 +82,49 @@ void add_records(const std::vector<Decision>& plan, const std::map<std::string, 
 
 }  // namespace
 
-void gptq_program(const GptqCommand& options, const RunOptions& run, Report& report) {
-  check_options(options);
+void run_program(const ProgramRun& command, const RunOptions& run, Report& report) {
+  check_options(command);
+  const CompressOptions& options = command.options;
+  const CalibrationOptions& calibration_options = command.calibration;
   if (!options.output.empty()) check_output(options.output, OutputKind::kFile, run.force, run.inputs);
   const std::optional<Dataset> data = read_eval_data(options, report);
   const std::optional<Dataset> calibration =
-      read_calibration(options.calib_data, options.nsamples, options, report);
+      read_calibration(calibration_options.calib_data, calibration_options.nsamples, options, report);
   BackgroundHash hash(options.model);
   const auto program = timed(report, "load", [&] { return load_dense(options.model, run.trust_code); });
   const std::vector<Layer> layers = list_layers(program);
   std::vector<Decision> plan = plan_program(layers, options);
-  const auto grids = choose_grids(options, grouped_layers(layers), plan);
+  const auto grids = choose_grids(command.groups, grouped_layers(layers), plan);
   if (grids.empty()) throw bad_data("'{}' has no layer left to round", options.model);
   evaluate_input(options, report);
   const WeightCount count = count_program(program);
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), count, hash);
   report.calibration.emplace();
-  report.calibration->path = options.calib_data;
+  report.calibration->path = calibration_options.calib_data;
   report.calibration->compute = "float32";
   if (options.dry_run) {
-    for (const Decision& decision : plan) report.layers.push_back(record_of(decision, "gptq", 0));
+    for (const Decision& decision : plan) report.layers.push_back(record_of(decision, command.name, 0));
     return finish_dry_run(run, report);
   }
   report.calibration->samples = calibration->size();
-  if (calibration->size() < options.nsamples)
+  if (calibration->size() < calibration_options.nsamples)
     report.warnings.push_back(fmt::format("'{}' has {} samples, and --nsamples asks for {}",
-                                          options.calib_data, calibration->size(), options.nsamples));
-  const ProgramGptqPlan method = {method_options(options), grids, options.true_sequential};
+                                          calibration_options.calib_data, calibration->size(),
+                                          calibration_options.nsamples));
   std::map<std::string, RoundedLayer> rounded;
   std::map<std::string, CompressedWeight> weights;
-  timed(report, "gptq", [&] {
-    for (RoundedLayer& layer :
-         gptq_program(program, layers, method, calibration->batch(0, calibration->size()))) {
+  std::vector<Layer> changed = layers;  // with new biases
+  timed(report, command.name, [&] {
+    RoundedProgram result = command.round(program, layers, grids, calibration->batch(0, calibration->size()));
+    for (RoundedLayer& layer : result.layers) {
       weights.emplace(layer.name, layer.weight);
       rounded[layer.name] = std::move(layer);
     }
+    for (Layer& layer : changed) {
+      if (const auto bias = result.biases.find(layer.name); bias != result.biases.end())
+        layer.bias = bias->second;
+    }
+    report.folds = std::move(result.folds);
   });
   for (Decision& decision : plan) {
     if (decision.reason.empty() && !rounded.contains(decision.name))
@@ -123,7 +132,7 @@ void gptq_program(const GptqCommand& options, const RunOptions& run, Report& rep
   }
   if (rounded.empty()) throw bad_data("the calibration data reaches no layer of '{}'", options.model);
   add_records(plan, grids, rounded, report);
-  const auto replaced = replace_layers(program, layers, weights, Runtime::kPortable);
+  const auto replaced = replace_layers(program, changed, weights, Runtime::kPortable);
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(replaced); });
   report.predicted_bytes = count_program_bytes(serialized);
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);

@@ -1,0 +1,151 @@
+#include "mcompress/methods/program_awq.h"
+
+#include <optional>
+
+#include <ATen/ATen.h>
+
+#include "mcompress/base/clock.h"
+#include "mcompress/base/error.h"
+#include "mcompress/base/interrupt.h"
+#include "mcompress/base/progress.h"
+#include "mcompress/methods/awq.h"
+#include "mcompress/methods/grid.h"
+#include "mcompress/model/followers.h"
+#include "mcompress/model/open_program.h"
+#include "program_inputs.h"
+
+namespace mcompress {
+
+namespace {
+
+class ProgramAwq {
+ public:
+  ProgramAwq(const std::vector<Layer>& layers, const ProgramAwqPlan& plan)
+      : layers_(layers), plan_(plan), progress_("awq", static_cast<int64_t>(plan.layers.size())) {}
+
+  void measure(const torch::jit::Module& program, const at::Tensor& batch) {
+    std::vector<bool> chosen;
+    for (const Layer& layer : layers_) {
+      chosen.push_back(plan_.layers.contains(layer.name));
+      ++uses_[identity_of(layer.weight)];
+    }
+    OpenProgram open(program, layers_, chosen, std::vector<bool>(layers_.size(), false));
+    open.run(batch, [&](size_t index, const at::Tensor& input) {
+      const Layer& layer = layers_[index];
+      if (!inputs_.contains(index)) {
+        order_.push_back(index);
+        try {
+          inputs_[index] = inputs_of(layer, input);
+        } catch (const Error& failure) {
+          throw error(failure.code(), "layer '{}': {}", layer.name, failure.what());
+        }
+        weights_[index] = layer.weight.detach().flatten(1).to(at::kFloat);
+      }
+      return apply_layer(layer, input, layer.weight, layer.bias);
+    });
+  }
+
+  // Moves the scale of a layer's inputs into the layer that gives them.
+  void fold(size_t giver, size_t taker) {
+    if (!may_scale(giver) || !may_scale(taker)) return;
+    check_interrupt();
+    const Layer &from = layers_[giver], &to = layers_[taker];
+    LayerStatistics& inputs = inputs_.at(taker);
+    at::Tensor &weight = weights_.at(taker), &rows = weights_.at(giver);
+    if (rows.size(0) != weight.size(1)) return;
+    const ScaleSearch search =
+        search_scales({weight}, {plan_.layers.at(to.name)}, inputs.hessian, inputs.mean, plan_.points);
+    Fold fold{from.name, {to.name}, search.plain_loss, search.plain_loss};
+    if (!search.found.empty()) {
+      const ChannelScale& best = search.found[0];
+      const at::Tensor scale = best.scale;
+      weight = weight * scale;
+      inputs.hessian = inputs.hessian / (scale.unsqueeze(1) * scale);
+      rows = rows / scale.unsqueeze(1);
+      row_scales_[giver] = scale.unsqueeze(1);
+      if (from.bias.defined())
+        result_.biases[from.name] = from.bias.detach() / scale.to(from.bias.scalar_type());
+      fold.made = true;
+      fold.loss = best.loss;
+      fold.power = best.power;
+      fold.by_weight = best.by_weight;
+    }
+    result_.folds.push_back(std::move(fold));
+  }
+
+  RoundedProgram round() {
+    std::map<WeightIdentity, RoundedLayer> by_weight;
+    for (const size_t index : order_) {
+      check_interrupt();
+      const auto identity = identity_of(layers_[index].weight);
+      auto found = by_weight.find(identity);
+      if (found == by_weight.end()) found = by_weight.emplace(identity, round_layer(index)).first;
+      RoundedLayer layer = found->second;
+      layer.name = layers_[index].name;
+      progress_.step();
+      progress_.line(line_of(layer, progress_.seconds_left()));
+      result_.layers.push_back(std::move(layer));
+    }
+    return std::move(result_);
+  }
+
+ private:
+  bool may_scale(size_t index) const {
+    return layers_[index].kind == LayerKind::kLinear && inputs_.contains(index) &&
+           uses_.at(identity_of(layers_[index].weight)) == 1;
+  }
+
+  RoundedLayer round_layer(size_t index) const {
+    const auto start = Clock::now();
+    const std::string& name = layers_[index].name;
+    const at::Tensor &weight = weights_.at(index), &hessian = inputs_.at(index).hessian;
+    if (!weight.isfinite().all().item<bool>())
+      throw bad_data("layer '{}': the weight has NaN or infinite values", name);
+    GroupGrid grid = plan_.layers.at(name);
+    const bool clip = grid.search;
+    grid.search = false;
+    RoundedLayer layer;
+    layer.name = name;
+    layer.weight = clip ? round_clipped(weight, grid, hessian) : round_to_groups(weight, grid);
+    // Losses are those of what the layer gave before its rows were scaled.
+    const auto rows = row_scales_.find(index);
+    const at::Tensor back = rows == row_scales_.end() ? at::ones({1, 1}) : rows->second;
+    const auto loss = [&](const IntGroup& rounded) {
+      return loss_of(weight * back, dequantize_rows(rounded, 0, weight.size(0)) * back, hessian);
+    };
+    layer.loss = loss(layer.weight);
+    layer.rounded_loss = loss(round_to_groups(weight, grid));
+    const QuantizationError lost = error_of(weight, layer.weight);
+    layer.sqnr_db = lost.sqnr_db;
+    layer.max_error = lost.max_error;
+    layer.dead_channels = hessian.diagonal().eq(0).sum().item<int64_t>();
+    layer.seconds = seconds_since(start);
+    return layer;
+  }
+
+  const std::vector<Layer>& layers_;
+  const ProgramAwqPlan& plan_;
+  Progress progress_;
+  std::vector<size_t> order_;  // in which the program uses them first
+  std::map<WeightIdentity, int> uses_;
+  std::map<size_t, LayerStatistics> inputs_;
+  std::map<size_t, at::Tensor> weights_;     // float32 [rows, channels], with scales
+  std::map<size_t, at::Tensor> row_scales_;  // that were taken out of rows, [rows, 1]
+  RoundedProgram result_;
+};
+
+}  // namespace
+
+RoundedProgram awq_program(const torch::jit::Module& program, const std::vector<Layer>& layers,
+                           const ProgramAwqPlan& plan, const at::Tensor& batch) {
+  const at::NoGradGuard guard;
+  ProgramAwq awq(layers, plan);
+  awq.measure(program, batch);
+  const auto takers = find_takers(program, layers);
+  for (size_t giver = 0; giver < layers.size(); ++giver) {
+    if (takers[giver]) awq.fold(giver, *takers[giver]);
+  }
+  return awq.round();
+}
+
+}  // namespace mcompress

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""GGUF files that are written open in the gguf package and in transformers, and so do the folders that are made of them.
+
+    check_gguf.py MCOMPRESS
+
+Tiny random models are written in every type. The gguf package unpacks the values that mcompress reads back, bit for bit;
+transformers reads the file (gguf_file=) and the folder, and has the logits of both.
+"""
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.filterwarnings("ignore")
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from random_models import make_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+BINARY = str(Path(sys.argv[1]).resolve())
+KINDS = {"llama": {}, "qwen2": {}, "qwen3": dict(head_dim=128)}
+# What transformers' GGUF reader makes of a value is float32.
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]
+TEXT = "The quick brown fox, 1234 of them: jumps!\n\n  over it's dogs"
+
+
+def run(*words):
+    result = subprocess.run([BINARY, *map(str, words)], capture_output=True, text=True)
+    assert result.returncode == 0, (words, result.stderr)
+    return result.stdout
+
+
+def logits(folder, **options):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    with torch.no_grad():
+        return model(torch.arange(2, 42)[None]).logits
+
+
+def interleaved(values, heads):
+    """Rows of q and k of a llama in the order of a GGUF file."""
+    rows = values.shape[0]
+    return values.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+
+
+def check_values(file, folder, kind, config):
+    """Every tensor of the file, unpacked by the gguf package, beside that of the folder."""
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    parts = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+             "ffn_down": "mlp.down_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+    ours, found = load_file(folder / "model.safetensors"), set()
+    for tensor in GGUFReader(file).tensors:
+        stem, end = tensor.name.rsplit(".", 1)
+        if stem.startswith("blk."):
+            _, block, part = stem.split(".")
+            name = f"model.layers.{block}.{parts[part]}.{end}"
+        else:
+            name = f"{names[stem]}.{end}"
+        values = ours[name].numpy()
+        if kind == "llama" and stem.endswith(("attn_q", "attn_k")):
+            values = interleaved(values, config.num_attention_heads if stem.endswith("q") else config.num_key_value_heads)
+        theirs = dequantize(tensor.data, tensor.tensor_type).reshape(values.shape).astype(np.float32)
+        assert np.array_equal(theirs, values), (tensor.name, np.abs(theirs - values).max())
+        found.add(name)
+    assert found == set(ours), set(ours) ^ found
+    return len(found)
+
+
+def main():
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for kind, sizes in KINDS.items():
+            # Rows of 256 are whole blocks of the K types.
+            make_model(kind, scratch / kind, **{"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, **sizes})
+            config = AutoConfig.from_pretrained(scratch / kind)
+            exact = logits(scratch / kind)
+            for type_name in TYPES:
+                run("convert", scratch / kind, "--format", "gguf", "--type", type_name, "-o", scratch / "model.gguf", "--force", "-q")
+                run("convert", scratch / "model.gguf", "--format", "dequantized", "-o", scratch / "back", "--force", "-q")
+                count = check_values(scratch / "model.gguf", scratch / "back", kind, config)
+                ours = logits(scratch / "back")
+                theirs = logits(scratch, gguf_file="model.gguf")
+                error = ((theirs - ours).norm() / ours.norm()).item()
+                lost = ((ours - exact).norm() / exact.norm()).item()
+                print(f"{kind} {type_name}: {count} tensors as they were written, logits to {error:.1e}, {lost:.1e} from the model's", flush=True)
+                assert error < 1e-4, error
+                assert lost < {"F32": 1e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 6e-2}.get(type_name, 0.5), lost
+            if kind != "llama":  # others have a class of tokenizers of their own
+                continue
+            tokens = AutoTokenizer.from_pretrained(scratch / kind)(TEXT).input_ids
+            assert AutoTokenizer.from_pretrained(scratch / "back")(TEXT).input_ids == tokens
+            assert AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf")(TEXT).input_ids == tokens
+
+
+if __name__ == "__main__":
+    main()
