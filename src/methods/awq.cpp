@@ -179,6 +179,11 @@ IntGroup round_clipped(const at::Tensor& weight, const GroupGrid& grid, const at
           at::cat(zeros, 1).to(at::kByte), groups_in_order(channels, grid.group_size)};
 }
 
+IntGroup round_for_awq(const at::Tensor& weight, GroupGrid grid, const at::Tensor& hessian, bool clip) {
+  grid.search = false;
+  return clip ? round_clipped(weight, grid, hessian) : round_to_groups(weight, grid);
+}
+
 double loss_of(const at::Tensor& weight, const at::Tensor& rounded, const at::Tensor& hessian) {
   return loss_of_error(rounded - weight, hessian);
 }

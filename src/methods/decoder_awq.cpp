@@ -7,6 +7,7 @@
 
 #include "awq_block.h"
 #include "decoder_run.h"
+#include "in_layer.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
@@ -84,12 +85,9 @@ class AwqRun {
                            const Rounding& rounding) const {
     const auto start = Clock::now();
     check_interrupt();
-    RoundedLayer layer;
-    try {
-      layer = rounding.factor ? by_gptq(name, weight, *rounding.factor) : to_nearest(name, weight, rounding);
-    } catch (const Error& failure) {
-      throw error(failure.code(), "layer '{}': {}", name, failure.what());
-    }
+    RoundedLayer layer = in_layer(name, [&] {
+      return rounding.factor ? by_gptq(name, weight, *rounding.factor) : to_nearest(name, weight, rounding);
+    });
     layer.seconds = seconds_since(start);
     return layer;
   }
@@ -101,15 +99,9 @@ class AwqRun {
   }
 
   RoundedLayer to_nearest(const std::string& name, const at::Tensor& weight, const Rounding& rounding) const {
-    GroupGrid grid = plan_.layers.at(name);
+    const GroupGrid& grid = plan_.layers.at(name);
     const bool clip = grid.search && !rounding.whole_range;
-    grid.search = false;
-    RoundedLayer layer;
-    layer.name = name;
-    layer.weight = clip ? round_clipped(weight, grid, rounding.hessian) : round_to_groups(weight, grid);
-    const QuantizationError lost = error_of(weight, layer.weight);
-    layer.sqnr_db = lost.sqnr_db;
-    layer.max_error = lost.max_error;
+    RoundedLayer layer = describe_rounded(name, weight, round_for_awq(weight, grid, rounding.hessian, clip));
     layer.loss = loss_of(weight, dequantize_rows(layer.weight, 0, weight.size(0)), rounding.hessian);
     layer.dead_channels = rounding.hessian.diagonal().eq(0).sum().item<int64_t>();
     return layer;

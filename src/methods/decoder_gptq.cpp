@@ -7,8 +7,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "decoder_run.h"
+#include "in_layer.h"
 #include "mcompress/base/clock.h"
-#include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/process.h"
 #include "mcompress/base/progress.h"
@@ -109,16 +109,14 @@ class DecoderRun {
       const auto grid = plan_.layers.find(layer.name);
       if (grid == plan_.layers.end()) continue;
       check_interrupt();
-      try {
+      in_layer(layer.name, [&] {
         const auto start = Clock::now();
         if (!factor) factor = factor_hessian(std::move(hessian), plan_.options);
         GptqOptions options = plan_.options;
         options.grid = grid->second;
         result.push_back(round_layer(layer.name, model_.layer_weight(layer.name), *factor, options));
         result.back().seconds = seconds_since(start);
-      } catch (const Error& failure) {
-        throw error(failure.code(), "layer '{}': {}", layer.name, failure.what());
-      }
+      });
       progress_.step();
       progress_.line(line_of(result.back(), progress_.seconds_left()));
     }

@@ -8,11 +8,9 @@
 #include <ATen/core/grad_mode.h>
 
 #include "decoder_run.h"
+#include "in_layer.h"
 #include "mcompress/base/clock.h"
-#include "mcompress/base/error.h"
-#include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
-#include "mcompress/methods/grid.h"
 #include "mcompress/model/decoder.h"
 
 namespace mcompress {
@@ -88,10 +86,7 @@ class NearestRun {
 
   std::vector<RoundedLayer> round_head() {
     SquareSum squares;
-    for (int64_t i = 0; i < hidden_.size(0); ++i) {
-      check_interrupt();
-      squares.add(model_.head_inputs(hidden_[i]));
-    }
+    for_head_inputs(model_, hidden_, [&](const at::Tensor& inputs) { squares.add(inputs); });
     return {round_layer(model_.config().names.head, squares.mean())};
   }
 
@@ -103,19 +98,13 @@ class NearestRun {
     const auto start = Clock::now();
     const at::Tensor weight = model_.layer_weight(name);
     GroupGrid grid = plan_.layers.at(name);
-    RoundedLayer layer;
-    layer.name = name;
-    try {
-      layer.weight = round_to_groups(weight, grid, importance);
-      layer.loss = loss_of(weight, layer.weight, squares);
+    RoundedLayer layer = in_layer(name, [&] {
+      RoundedLayer rounded = describe_rounded(name, weight, round_to_groups(weight, grid, importance));
+      rounded.loss = loss_of(weight, rounded.weight, squares);
       grid.search = false;
-      layer.rounded_loss = loss_of(weight, round_to_groups(weight, grid), squares);
-    } catch (const Error& failure) {
-      throw error(failure.code(), "layer '{}': {}", name, failure.what());
-    }
-    const QuantizationError lost = error_of(weight, layer.weight);
-    layer.sqnr_db = lost.sqnr_db;
-    layer.max_error = lost.max_error;
+      rounded.rounded_loss = loss_of(weight, round_to_groups(weight, grid), squares);
+      return rounded;
+    });
     layer.dead_channels = squares.eq(0).sum().item<int64_t>();
     layer.seconds = seconds_since(start);
     progress_.step();

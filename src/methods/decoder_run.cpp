@@ -23,12 +23,17 @@ at::Tensor embed_windows(const Decoder& model, const at::Tensor& ids, at::Scalar
   return states;
 }
 
-at::Tensor head_hessian(const Decoder& model, const at::Tensor& states) {
-  HessianSum sum(model.config().width, model.compute().int8_layers);
+void for_head_inputs(const Decoder& model, const at::Tensor& states,
+                     const std::function<void(const at::Tensor& inputs)>& use) {
   for (int64_t i = 0; i < states.size(0); ++i) {
     check_interrupt();
-    sum.add(model.head_inputs(states[i]));
+    use(model.head_inputs(states[i]));
   }
+}
+
+at::Tensor head_hessian(const Decoder& model, const at::Tensor& states) {
+  HessianSum sum(model.config().width, model.compute().int8_layers);
+  for_head_inputs(model, states, [&](const at::Tensor& inputs) { sum.add(inputs); });
   return sum.mean();
 }
 

@@ -18,7 +18,10 @@ namespace mcompress {
 // embedding may be wider.
 at::Tensor embed_windows(const Decoder& model, const at::Tensor& ids, at::ScalarType type);
 
-// The Hessian of the head's inputs, the states being those behind the last block.
+// Gives `use` the inputs [length, width] of the head, a window at a time, the states being those behind the
+// last block; and their Hessian.
+void for_head_inputs(const Decoder& model, const at::Tensor& states,
+                     const std::function<void(const at::Tensor& inputs)>& use);
 at::Tensor head_hessian(const Decoder& model, const at::Tensor& states);
 
 // How a method goes through a block, whose states become those behind it. Block number `blocks` is the head.

@@ -1,7 +1,6 @@
 #include "mcompress/methods/hessian.h"
 
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -10,6 +9,7 @@
 #include <ATen/Parallel.h>
 
 #include "mcompress/model/int8_matrix.h"
+#include "mcompress/model/upper_tiles.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,18 +18,6 @@
 namespace mcompress {
 
 namespace {
-
-constexpr int64_t kTile = 64;  // channels
-
-// The tiles [row, column] on and above the diagonal.
-std::vector<std::pair<int64_t, int64_t>> upper_tiles(int64_t channels, int64_t tile) {
-  std::vector<std::pair<int64_t, int64_t>> tiles;
-  const int64_t count = (channels + tile - 1) / tile;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = i; j < count; ++j) tiles.emplace_back(i, j);
-  }
-  return tiles;
-}
 
 // In float32. Each tile is computed by one thread, whose product has one order of sums.
 void add_products(const at::Tensor& x, const at::Tensor& sum) {
@@ -101,7 +89,6 @@ Panels<uint32_t> pair_panels(const at::Tensor& x) {
   return panels;
 }
 
-struct alignas(64) Tile : std::array<float, static_cast<size_t>(kTile* kTile)> {};
 constexpr int64_t kStep = 64,  // whose panels stay in the nearest cache
     kLanes = 16;               // floats a register
 
@@ -157,21 +144,8 @@ __attribute__((target("avx512f"))) void add_tile(const float* rows, const float*
 
 template <typename Word>
 void add_panels(const Panels<Word>& panels, const at::Tensor& sum) {
-  const int64_t channels = sum.size(0);
-  const auto tiles = upper_tiles(channels, kTile);
-  float* to = sum.data_ptr<float>();
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const auto [row, column] = tiles[static_cast<size_t>(t)];
-      Tile tile{};
-      add_tile(panels.at(row), panels.at(column), panels.steps, tile);
-      const int64_t height = std::min(kTile, channels - row * kTile),
-                    width = std::min(kTile, channels - column * kTile);
-      for (int64_t i = 0; i < height; ++i) {
-        float* line = to + (row * kTile + i) * channels + column * kTile;
-        for (int64_t j = 0; j < width; ++j) line[j] += tile[static_cast<size_t>(i * kTile + j)];
-      }
-    }
+  add_upper_tiles(sum, [&](int64_t row, int64_t column, Tile& tile) {
+    add_tile(panels.at(row), panels.at(column), panels.steps, tile);
   });
 }
 

@@ -4,12 +4,12 @@
 
 #include <ATen/ATen.h>
 
+#include "in_layer.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/awq.h"
-#include "mcompress/methods/grid.h"
 #include "mcompress/model/followers.h"
 #include "mcompress/model/open_program.h"
 #include "program_inputs.h"
@@ -34,12 +34,7 @@ class ProgramAwq {
       const Layer& layer = layers_[index];
       if (!inputs_.contains(index)) {
         order_.push_back(index);
-        try {
-          inputs_[index] = inputs_of(layer, input);
-        } catch (const Error& failure) {
-          throw error(failure.code(), "layer '{}': {}", layer.name, failure.what());
-        }
-        weights_[index] = layer.weight.detach().flatten(1).to(at::kFloat);
+        in_layer(layer.name, [&] { measure(index, input); });
       }
       return apply_layer(layer, input, layer.weight, layer.bias);
     });
@@ -50,11 +45,12 @@ class ProgramAwq {
     if (!may_scale(giver) || !may_scale(taker)) return;
     check_interrupt();
     const Layer &from = layers_[giver], &to = layers_[taker];
-    LayerStatistics& inputs = inputs_.at(taker);
+    Inputs& inputs = inputs_.at(taker);
     at::Tensor &weight = weights_.at(taker), &rows = weights_.at(giver);
     if (rows.size(0) != weight.size(1)) return;
-    const ScaleSearch search =
-        search_scales({weight}, {plan_.layers.at(to.name)}, inputs.hessian, inputs.mean, plan_.points);
+    const ScaleSearch search = in_layer(to.name, [&] {
+      return search_scales({weight}, {plan_.layers.at(to.name)}, inputs.hessian, inputs.mean, plan_.points);
+    });
     Fold fold{from.name, {to.name}, search.plain_loss, search.plain_loss};
     if (!search.found.empty()) {
       const ChannelScale& best = search.found[0];
@@ -90,6 +86,24 @@ class ProgramAwq {
   }
 
  private:
+  // What a layer is given.
+  struct Inputs {
+    at::Tensor hessian, mean;  // mean: of |x|, float32 [channels]
+  };
+
+  void measure(size_t index, const at::Tensor& input) {
+    const at::Tensor weight = layers_[index].weight.detach().flatten(1).to(at::kFloat);
+    if (!weight.isfinite().all().item<bool>()) throw bad_data("the weight has NaN or infinite values");
+    const at::Tensor sizes = at::zeros({weight.size(1)});
+    int64_t count = 0;
+    const at::Tensor hessian = hessian_of(layers_[index], input, [&](const at::Tensor& rows) {
+      sizes.add_(rows.abs().sum(0));
+      count += rows.size(0);
+    });
+    inputs_[index] = {hessian, sizes / static_cast<double>(count)};
+    weights_[index] = weight;
+  }
+
   bool may_scale(size_t index) const {
     return layers_[index].kind == LayerKind::kLinear && inputs_.contains(index) &&
            uses_.at(identity_of(layers_[index].weight)) == 1;
@@ -99,14 +113,9 @@ class ProgramAwq {
     const auto start = Clock::now();
     const std::string& name = layers_[index].name;
     const at::Tensor &weight = weights_.at(index), &hessian = inputs_.at(index).hessian;
-    if (!weight.isfinite().all().item<bool>())
-      throw bad_data("layer '{}': the weight has NaN or infinite values", name);
-    GroupGrid grid = plan_.layers.at(name);
-    const bool clip = grid.search;
-    grid.search = false;
-    RoundedLayer layer;
-    layer.name = name;
-    layer.weight = clip ? round_clipped(weight, grid, hessian) : round_to_groups(weight, grid);
+    const GroupGrid& grid = plan_.layers.at(name);
+    RoundedLayer layer = describe_rounded(
+        name, weight, in_layer(name, [&] { return round_for_awq(weight, grid, hessian, grid.search); }));
     // Losses are those of what the layer gave before its rows were scaled.
     const auto rows = row_scales_.find(index);
     const at::Tensor back = rows == row_scales_.end() ? at::ones({1, 1}) : rows->second;
@@ -114,10 +123,7 @@ class ProgramAwq {
       return loss_of(weight * back, dequantize_rows(rounded, 0, weight.size(0)) * back, hessian);
     };
     layer.loss = loss(layer.weight);
-    layer.rounded_loss = loss(round_to_groups(weight, grid));
-    const QuantizationError lost = error_of(weight, layer.weight);
-    layer.sqnr_db = lost.sqnr_db;
-    layer.max_error = lost.max_error;
+    layer.rounded_loss = loss(round_for_awq(weight, grid, hessian, false));
     layer.dead_channels = hessian.diagonal().eq(0).sum().item<int64_t>();
     layer.seconds = seconds_since(start);
     return layer;
@@ -128,7 +134,7 @@ class ProgramAwq {
   Progress progress_;
   std::vector<size_t> order_;  // in which the program uses them first
   std::map<WeightIdentity, int> uses_;
-  std::map<size_t, LayerStatistics> inputs_;
+  std::map<size_t, Inputs> inputs_;
   std::map<size_t, at::Tensor> weights_;     // float32 [rows, channels], with scales
   std::map<size_t, at::Tensor> row_scales_;  // that were taken out of rows, [rows, 1]
   RoundedProgram result_;

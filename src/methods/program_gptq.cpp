@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "in_layer.h"
 #include "mcompress/base/clock.h"
-#include "mcompress/base/error.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/model/open_program.h"
 #include "program_inputs.h"
@@ -25,17 +25,15 @@ RoundedProgram gptq_program(const torch::jit::Module& program, const std::vector
     const at::Tensor exact = layer.weight.detach();
     auto found = by_weight.find(identity_of(layer.weight));
     if (found == by_weight.end()) {
-      try {
+      in_layer(layer.name, [&] {
         const auto start = Clock::now();
         GptqOptions options = plan.options;
         options.grid = plan.layers.at(layer.name);
         RoundedLayer rounded = round_layer(layer.name, exact.flatten(1).to(at::kFloat),
-                                           factor_hessian(inputs_of(layer, input).hessian, options), options);
+                                           factor_hessian(hessian_of(layer, input), options), options);
         rounded.seconds = seconds_since(start);
         found = by_weight.emplace(identity_of(layer.weight), std::move(rounded)).first;
-      } catch (const Error& failure) {
-        throw error(failure.code(), "layer '{}': {}", layer.name, failure.what());
-      }
+      });
     }
     if (!seen[layer.name]) {
       seen[layer.name] = true;

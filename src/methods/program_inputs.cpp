@@ -25,12 +25,12 @@ constexpr int64_t kTogether = 8;
 
 }  // namespace
 
-LayerStatistics inputs_of(const Layer& layer, const at::Tensor& input) {
+at::Tensor hessian_of(const Layer& layer, const at::Tensor& input,
+                      const std::function<void(const at::Tensor& rows)>& also) {
   const int64_t channels = layer.weight.numel() / layer.weight.size(0);
   if (input.dim() < 2 || input.numel() == 0)
     throw bad_data("it is given an input of {} dimensions without a batch", input.dim());
   HessianSum sum(channels);
-  at::Tensor sizes = at::zeros({channels});
   for (int64_t begin = 0; begin < input.size(0); begin += kTogether) {
     const at::Tensor rows =
         input_rows(layer, input.slice(0, begin, std::min(begin + kTogether, input.size(0))));
@@ -38,12 +38,11 @@ LayerStatistics inputs_of(const Layer& layer, const at::Tensor& input) {
       throw bad_data("it is given {} features, and its weight takes {}", rows.size(1), channels);
     const at::Tensor values = rows.to(at::kFloat).contiguous();
     sum.add(values);
-    sizes += values.abs().sum(0);
+    also(values);
   }
-  LayerStatistics result = {sum.mean(), sizes / static_cast<double>(sum.rows())};
-  if (!result.hessian.isfinite().all().item<bool>())
-    throw bad_data("the calibration data gives it NaN or infinity");
-  return result;
+  const at::Tensor hessian = sum.mean();
+  if (!hessian.isfinite().all().item<bool>()) throw bad_data("the calibration data gives it NaN or infinity");
+  return hessian;
 }
 
 }  // namespace mcompress

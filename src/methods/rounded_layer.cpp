@@ -8,18 +8,23 @@
 
 namespace mcompress {
 
+RoundedLayer describe_rounded(const std::string& name, const at::Tensor& weight, IntGroup rounded) {
+  const QuantizationError lost = error_of(weight, rounded);
+  RoundedLayer layer;
+  layer.name = name;
+  layer.weight = std::move(rounded);
+  layer.sqnr_db = lost.sqnr_db;
+  layer.max_error = lost.max_error;
+  return layer;
+}
+
 RoundedLayer round_layer(const std::string& name, const at::Tensor& weight, const GptqFactor& factor,
                          const GptqOptions& options) {
   GptqResult result = gptq(weight, factor, options);
-  const QuantizationError lost = error_of(weight, result.weight);
-  RoundedLayer layer;
-  layer.name = name;
-  layer.weight = std::move(result.weight);
+  RoundedLayer layer = describe_rounded(name, weight, std::move(result.weight));
   layer.loss = result.loss;
   layer.rounded_loss = result.rounded_loss;
   layer.damping = factor.damping;
-  layer.sqnr_db = lost.sqnr_db;
-  layer.max_error = lost.max_error;
   layer.dead_channels = factor.dead.sum().item<int64_t>();
   layer.rounded = result.rounded;
   return layer;

@@ -5,13 +5,12 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <utility>
-#include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include "mcompress/base/wide.h"
+#include "mcompress/model/upper_tiles.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -21,11 +20,9 @@ namespace mcompress {
 
 namespace {
 
-constexpr int64_t kShare = 64, kPanel = 64, kCodes = 4, kSteps = kShare / kCodes;
+constexpr int64_t kShare = kTile, kPanel = kTile, kCodes = 4, kSteps = kShare / kCodes;
 constexpr float kLargest = 127;
 constexpr int32_t kRaised = 128;
-
-struct alignas(64) Floats : std::array<float, static_cast<size_t>(kPanel* kShare)> {};
 
 // One share of the rows of one panel.
 struct SharePlace {
@@ -104,7 +101,7 @@ inline void copy_line(const float* from, int64_t width, float* to) {
 }
 
 // `values`: [kShare, kPanel], of which each column is a share.
-MCOMPRESS_WIDE void round_columns(const Floats& values, uint32_t* codes, float* scales, int32_t* offsets) {
+MCOMPRESS_WIDE void round_columns(const Tile& values, uint32_t* codes, float* scales, int32_t* offsets) {
   constexpr uint32_t kByte = 0xFFU;
   std::array<uint32_t, kPanel> largest{};
   for (size_t k = 0; k < kShare; ++k) {
@@ -135,7 +132,7 @@ MCOMPRESS_WIDE void round_columns(const Floats& values, uint32_t* codes, float* 
 
 // `from`: [count, rows], whose rows are `stride` apart.
 void round_columns(const float* from, int64_t stride, int64_t rows, int64_t count, const SharePlace& to) {
-  Floats values;
+  Tile values;
   if (count < kShare || rows < kPanel) values.fill(0);
   for (int64_t k = 0; k < count; ++k) copy_line(from + k * stride, rows, values.data() + k * kPanel);
   round_columns(values, to.codes, to.scales, to.offsets);
@@ -161,10 +158,10 @@ Int8Matrix rounded_matrix(int64_t rows, int64_t depth, const Round& round) {
 
 // left right^T of one panel each.
 using AddTile = void (*)(const Int8Matrix& left, int64_t row, const Int8Matrix& right, int64_t column,
-                         Floats& tile);
+                         Tile& tile);
 
 void add_tile_plainly(const Int8Matrix& left, int64_t row, const Int8Matrix& right, int64_t column,
-                      Floats& tile) {
+                      Tile& tile) {
   const auto code = [](uint32_t word, int64_t i) { return static_cast<int8_t>(word >> 8 * i); };
   for (int64_t share = 0; share < left.codes.size(1); ++share) {
     const SharePlace a(left, row, share), b(right, column, share);
@@ -215,8 +212,7 @@ __attribute__((target("avx512f,avx512vnni"))) void add_rows(const uint32_t* rais
   }
 }
 
-void add_tile_wide(const Int8Matrix& left, int64_t row, const Int8Matrix& right, int64_t column,
-                   Floats& tile) {
+void add_tile_wide(const Int8Matrix& left, int64_t row, const Int8Matrix& right, int64_t column, Tile& tile) {
   constexpr uint32_t kRaise = 0x80808080U;
   alignas(64) std::array<uint32_t, static_cast<size_t>(kSteps * kPanel)> raised;
   for (int64_t share = 0; share < left.codes.size(1); ++share) {
@@ -272,7 +268,7 @@ at::Tensor multiply(const Int8Matrix& left, const Int8Matrix& right, const at::T
   const AddTile add = add_tile();
   const at::Tensor start = bias.defined() ? bias.to(at::kFloat).contiguous() : at::Tensor();
   at::parallel_for(0, left.codes.size(0), 1, [&](int64_t begin, int64_t end) {
-    Floats tile;
+    Tile tile;
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t column = 0; column < right.codes.size(0); ++column) {
         const int64_t height = std::min(kPanel, left.rows - row * kPanel),
@@ -292,25 +288,8 @@ at::Tensor multiply(const Int8Matrix& left, const Int8Matrix& right, const at::T
 }
 
 void add_square(const Int8Matrix& x, const at::Tensor& sum) {
-  std::vector<std::pair<int64_t, int64_t>> tiles;
-  for (int64_t row = 0; row < x.codes.size(0); ++row) {
-    for (int64_t column = row; column < x.codes.size(0); ++column) tiles.emplace_back(row, column);
-  }
   const AddTile add = add_tile();
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
-    Floats tile;
-    for (int64_t t = begin; t < end; ++t) {
-      const auto [row, column] = tiles[static_cast<size_t>(t)];
-      tile.fill(0);
-      add(x, row, x, column, tile);
-      const int64_t height = std::min(kPanel, x.rows - row * kPanel),
-                    width = std::min(kPanel, x.rows - column * kPanel);
-      for (int64_t r = 0; r < height; ++r) {
-        float* line = sum.data_ptr<float>() + (row * kPanel + r) * x.rows + column * kPanel;
-        for (int64_t c = 0; c < width; ++c) line[c] += tile[static_cast<size_t>(r * kPanel + c)];
-      }
-    }
-  });
+  add_upper_tiles(sum, [&](int64_t row, int64_t column, Tile& tile) { add(x, row, x, column, tile); });
 }
 
 }  // namespace mcompress

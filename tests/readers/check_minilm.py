@@ -7,13 +7,13 @@ MINILM_FOLDER is where tools/readers.sh unpacked the package. Checked on 64 sent
 wikitext-2 in MCOMPRESS_TEST_DATA, batch 1 x 128 tokens: mean cosine to fp32 and size of the file.
 Exits with 77 (skipped) without the data.
 """
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from running import test_data
 
 HERE = Path(__file__).parent
 MIN_COSINE, MIN_RATIO = 0.998, 3.9
@@ -27,10 +27,7 @@ def cosines(first, second, tokens):
 
 def main():
     binary, minilm = sys.argv[1:]
-    data = os.environ.get("MCOMPRESS_TEST_DATA")
-    if not data:
-        print("MCOMPRESS_TEST_DATA is not set")
-        sys.exit(77)
+    data = test_data()
     with tempfile.TemporaryDirectory() as folder:
         source, target = folder + "/minilm.pt", folder + "/q.pt"
         text = data + "/wikitext-2/valid.txt"

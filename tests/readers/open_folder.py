@@ -5,12 +5,12 @@
 
 The original is tiny-lm of MCOMPRESS_TEST_DATA; exits with 77 (skipped) without it.
 """
-import os
 import subprocess
 import sys
 import tempfile
 
 import torch
+from running import test_data
 from transformers import AutoModelForCausalLM
 
 
@@ -21,10 +21,7 @@ def logits(folder, ids):
 
 
 def main():
-    data = os.environ.get("MCOMPRESS_TEST_DATA")
-    if not data:
-        print("MCOMPRESS_TEST_DATA is not set")
-        sys.exit(77)
+    data = test_data()
     source = data + "/tiny-lm"
     ids = torch.arange(1, 200)[None]
     with tempfile.TemporaryDirectory() as folder:

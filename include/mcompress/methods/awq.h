@@ -39,6 +39,9 @@ at::Tensor rounded_with_scale(const at::Tensor& weight, const at::Tensor& scale,
 // Rounds with the range of each group narrowed by up to 45 % where its part of H says that less is lost.
 IntGroup round_clipped(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& hessian);
 
+// Rounds to nearest, or where `clip` says so as round_clipped(); whether the grid searches does not matter.
+IntGroup round_for_awq(const at::Tensor& weight, GroupGrid grid, const at::Tensor& hessian, bool clip);
+
 // Of a weight that became `rounded`, and of one that is rounded to nearest.
 double loss_of(const at::Tensor& weight, const at::Tensor& rounded, const at::Tensor& hessian);
 double nearest_loss(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& hessian);

@@ -45,6 +45,9 @@ struct RoundedProgram {
   std::map<std::string, at::Tensor> biases;  // new ones, by the name of their layer
 };
 
+// What became of a weight [rows, channels]: name, codes, and how far their values are from it.
+RoundedLayer describe_rounded(const std::string& name, const at::Tensor& weight, IntGroup rounded);
+
 // Rounds one layer of this name; `seconds` is the caller's to tell.
 RoundedLayer round_layer(const std::string& name, const at::Tensor& weight, const GptqFactor& factor,
                          const GptqOptions& options);
