@@ -88,7 +88,7 @@ class DecoderRun {
   }
 
   // The Hessian of the stage; undefined where none of its layers are rounded. What solving the stage before
-  // and running this one leave in the heap is given back, since the states that are held grow the most here.
+  // left in the heap is given back, since the states that are held grow here.
   at::Tensor run_stage(DecoderBlock& block, size_t index, const Stage& stage) const {
     bool wanted = false;
     for (const DecoderLayer& layer : stage) wanted = wanted || plan_.layers.contains(layer.name);
@@ -97,9 +97,7 @@ class DecoderRun {
     block.run_stage(index, [&](const at::Tensor& inputs) {
       if (wanted) sum.add(inputs);
     });
-    at::Tensor hessian = wanted ? sum.mean() : at::Tensor();
-    give_back_freed_memory();
-    return hessian;
+    return wanted ? sum.mean() : at::Tensor();
   }
 
   std::vector<RoundedLayer> round_stage(const Stage& stage, at::Tensor hessian) {

@@ -6,13 +6,13 @@
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "gptq_descent.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/wide.h"
 #include "mcompress/model/pieces.h"
+#include "mcompress/model/tasks.h"
 
 namespace mcompress {
 
@@ -145,14 +145,12 @@ struct Solver {
       }
       // Fixed numbers of rows, so that sums are made in the same order whatever runs them.
       constexpr int64_t kRows = 32;
-      at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          const at::Tensor part = weight.slice(0, i * kRows, std::min((i + 1) * kRows, rows));
-          const at::Tensor errors = at::empty({part.size(0), end - begin}, at::kDouble);
-          round_block(part, errors, upper, grids, largest, i * kRows, begin, end);
-          if (end < channels)
-            part.slice(1, end).addmm_(errors, upper.slice(0, begin, end).slice(1, end), 1, -1);
-        }
+      for_each_task((rows + kRows - 1) / kRows, [&](int64_t i) {
+        const at::Tensor part = weight.slice(0, i * kRows, std::min((i + 1) * kRows, rows));
+        const at::Tensor errors = at::empty({part.size(0), end - begin}, at::kDouble);
+        round_block(part, errors, upper, grids, largest, i * kRows, begin, end);
+        if (end < channels)
+          part.slice(1, end).addmm_(errors, upper.slice(0, begin, end).slice(1, end), 1, -1);
       });
       begin = end;
     }

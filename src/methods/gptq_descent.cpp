@@ -5,12 +5,12 @@
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/wide.h"
 #include "mcompress/model/pieces.h"
+#include "mcompress/model/tasks.h"
 
 namespace mcompress {
 
@@ -71,6 +71,27 @@ struct GroupOfRow {
   }
 };
 
+// Takes steps [rows, count] times across [count, channels] from the gradient. Most steps of later sweeps are
+// 0.
+void follow(const at::Tensor& steps, const at::Tensor& across, const at::Tensor& gradient) {
+  constexpr int64_t kFew = 8;  // times fewer than all, where a product of all takes as long
+  const int64_t rows = steps.size(0), count = steps.size(1), channels = across.size(1);
+  const double* step = steps.const_data_ptr<double>();
+  const int64_t taken = steps.numel() - std::count(step, step + steps.numel(), 0.0);
+  if (taken * kFew > steps.numel()) {
+    gradient.addmm_(steps, across, 1, -1);
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    double* to = gradient.data_ptr<double>() + row * gradient.stride(0);
+    for (int64_t j = 0; j < count; ++j) {
+      const double taken_here = step[row * count + j];
+      if (taken_here != 0)
+        add(-taken_here, across.const_data_ptr<double>() + j * across.stride(0), channels, to);
+    }
+  }
+}
+
 // Channels of a group lie beside each other.
 struct Descent {
   at::Tensor hessian;
@@ -88,30 +109,28 @@ struct Descent {
     constexpr int64_t kRows = 32;  // fixed, so that sums are made in the same order whatever runs them
     const int64_t chunks = (rows + kRows - 1) / kRows;
     std::vector<double> gains(static_cast<size_t>(chunks), 0.0);
-    at::parallel_for(0, chunks, 1, [&](int64_t from, int64_t to) {
+    for_each_task(chunks, [&](int64_t chunk) {
       std::vector<double> product(static_cast<size_t>(count)), near(static_cast<size_t>(count));
-      for (int64_t chunk = from; chunk < to; ++chunk) {
-        const int64_t top = chunk * kRows, bottom = std::min(top + kRows, rows);
-        const at::Tensor steps = at::zeros({bottom - top, count}, at::kDouble);
-        for (int64_t row = top; row < bottom; ++row) {
-          std::copy_n(gradient.const_data_ptr<double>() + row * channels + begin, count, near.data());
-          double& of_row = scale.data_ptr<double>()[row * scale.size(1) + group];
-          const double middle = zero.const_data_ptr<double>()[row * zero.size(1) + group];
-          GroupOfRow at_hand{count,
-                             inside.const_data_ptr<double>(),
-                             level.data_ptr<double>() + row * channels + begin,
-                             near.data(),
-                             steps.data_ptr<double>() + (row - top) * count,
-                             of_row,
-                             -middle,
-                             largest - middle};
-          double& gain = gains[static_cast<size_t>(chunk)];
-          gain += at_hand.step_scale(product);
-          gain += at_hand.step_codes();
-          of_row = at_hand.scale;
-        }
-        if (first < channels) gradient.slice(0, top, bottom).slice(1, first).addmm_(steps, across, 1, -1);
+      const int64_t top = chunk * kRows, bottom = std::min(top + kRows, rows);
+      const at::Tensor steps = at::zeros({bottom - top, count}, at::kDouble);
+      for (int64_t row = top; row < bottom; ++row) {
+        std::copy_n(gradient.const_data_ptr<double>() + row * channels + begin, count, near.data());
+        double& of_row = scale.data_ptr<double>()[row * scale.size(1) + group];
+        const double middle = zero.const_data_ptr<double>()[row * zero.size(1) + group];
+        GroupOfRow at_hand{count,
+                           inside.const_data_ptr<double>(),
+                           level.data_ptr<double>() + row * channels + begin,
+                           near.data(),
+                           steps.data_ptr<double>() + (row - top) * count,
+                           of_row,
+                           -middle,
+                           largest - middle};
+        double& gain = gains[static_cast<size_t>(chunk)];
+        gain += at_hand.step_scale(product);
+        gain += at_hand.step_codes();
+        of_row = at_hand.scale;
       }
+      if (first < channels) follow(steps, across, gradient.slice(0, top, bottom).slice(1, first));
     });
     for (const double gain : gains) loss += gain;
   }

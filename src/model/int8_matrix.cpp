@@ -7,9 +7,9 @@
 #include <cstring>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "mcompress/base/wide.h"
+#include "mcompress/model/tasks.h"
 #include "mcompress/model/upper_tiles.h"
 
 #if defined(__x86_64__)
@@ -144,13 +144,11 @@ Int8Matrix rounded_matrix(int64_t rows, int64_t depth, const Round& round) {
   const int64_t panels = (rows + kPanel - 1) / kPanel, shares = (depth + kShare - 1) / kShare;
   Int8Matrix matrix = {rows, depth, at::empty({panels, shares, kSteps, kPanel}, at::kInt),
                        at::empty({panels, shares, kPanel}), at::empty({panels, shares, kPanel}, at::kInt)};
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t share = 0; share < shares; ++share) {
-        const int64_t row = panel * kPanel, first = share * kShare;
-        round(row, std::min(kPanel, rows - row), first, std::min(kShare, depth - first),
-              SharePlace(matrix, panel, share));
-      }
+  for_each_task(panels, [&](int64_t panel) {
+    for (int64_t share = 0; share < shares; ++share) {
+      const int64_t row = panel * kPanel, first = share * kShare;
+      round(row, std::min(kPanel, rows - row), first, std::min(kShare, depth - first),
+            SharePlace(matrix, panel, share));
     }
   });
   return matrix;
@@ -267,22 +265,20 @@ at::Tensor multiply(const Int8Matrix& left, const Int8Matrix& right, const at::T
   at::Tensor result = at::empty({left.rows, right.rows});
   const AddTile add = add_tile();
   const at::Tensor start = bias.defined() ? bias.to(at::kFloat).contiguous() : at::Tensor();
-  at::parallel_for(0, left.codes.size(0), 1, [&](int64_t begin, int64_t end) {
+  const int64_t columns = right.codes.size(0);
+  for_each_task(left.codes.size(0) * columns, [&](int64_t task) {
+    const int64_t row = task / columns, column = task % columns,
+                  height = std::min(kPanel, left.rows - row * kPanel),
+                  width = std::min(kPanel, right.rows - column * kPanel);
     Tile tile;
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t column = 0; column < right.codes.size(0); ++column) {
-        const int64_t height = std::min(kPanel, left.rows - row * kPanel),
-                      width = std::min(kPanel, right.rows - column * kPanel);
-        tile.fill(0);
-        if (start.defined()) {
-          for (int64_t r = 0; r < height; ++r)
-            std::copy_n(start.const_data_ptr<float>() + column * kPanel, width, tile.data() + r * kPanel);
-        }
-        add(left, row, right, column, tile);
-        float* to = result.data_ptr<float>() + row * kPanel * right.rows + column * kPanel;
-        for (int64_t r = 0; r < height; ++r) copy_line(tile.data() + r * kPanel, width, to + r * right.rows);
-      }
+    tile.fill(0);
+    if (start.defined()) {
+      for (int64_t r = 0; r < height; ++r)
+        std::copy_n(start.const_data_ptr<float>() + column * kPanel, width, tile.data() + r * kPanel);
     }
+    add(left, row, right, column, tile);
+    float* to = result.data_ptr<float>() + row * kPanel * right.rows + column * kPanel;
+    for (int64_t r = 0; r < height; ++r) copy_line(tile.data() + r * kPanel, width, to + r * right.rows);
   });
   return result;
 }

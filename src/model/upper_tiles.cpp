@@ -3,7 +3,8 @@
 #include <algorithm>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
+
+#include "mcompress/model/tasks.h"
 
 namespace mcompress {
 
@@ -21,18 +22,16 @@ void add_upper_tiles(const at::Tensor& sum,
   const int64_t channels = sum.size(0);
   const auto tiles = upper_tiles(channels, kTile);
   float* to = sum.data_ptr<float>();
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
+  for_each_task(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+    const auto [row, column] = tiles[static_cast<size_t>(task)];
     Tile tile;
-    for (int64_t t = begin; t < end; ++t) {
-      const auto [row, column] = tiles[static_cast<size_t>(t)];
-      tile.fill(0);
-      add(row, column, tile);
-      const int64_t height = std::min(kTile, channels - row * kTile),
-                    width = std::min(kTile, channels - column * kTile);
-      for (int64_t i = 0; i < height; ++i) {
-        float* line = to + (row * kTile + i) * channels + column * kTile;
-        for (int64_t j = 0; j < width; ++j) line[j] += tile[static_cast<size_t>(i * kTile + j)];
-      }
+    tile.fill(0);
+    add(row, column, tile);
+    const int64_t height = std::min(kTile, channels - row * kTile),
+                  width = std::min(kTile, channels - column * kTile);
+    for (int64_t i = 0; i < height; ++i) {
+      float* line = to + (row * kTile + i) * channels + column * kTile;
+      for (int64_t j = 0; j < width; ++j) line[j] += tile[static_cast<size_t>(i * kTile + j)];
     }
   });
 }

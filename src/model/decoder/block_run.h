@@ -8,7 +8,7 @@
 
 namespace mcompress {
 
-constexpr int64_t kTokens = 2048;  // that are run together
+constexpr int64_t kTokens = 1024;  // that are run together, whose states the caches hold
 
 // Sets the layers that one tensor holds, packed in the computing type.
 void set_layer(const StoredLayer& layer, const at::Tensor& weight, const DecoderCompute& compute,
