@@ -74,20 +74,19 @@ struct GroupOfRow {
 // Takes steps [rows, count] times across [count, channels] from the gradient. Most steps of later sweeps are
 // 0.
 void follow(const at::Tensor& steps, const at::Tensor& across, const at::Tensor& gradient) {
-  constexpr int64_t kFew = 8;  // times fewer than all, where a product of all takes as long
+  constexpr int64_t kSparse = 8;  // of so many steps one may be taken before a product of all is faster
   const int64_t rows = steps.size(0), count = steps.size(1), channels = across.size(1);
   const double* step = steps.const_data_ptr<double>();
   const int64_t taken = steps.numel() - std::count(step, step + steps.numel(), 0.0);
-  if (taken * kFew > steps.numel()) {
+  if (taken * kSparse > steps.numel()) {
     gradient.addmm_(steps, across, 1, -1);
     return;
   }
   for (int64_t row = 0; row < rows; ++row) {
     double* to = gradient.data_ptr<double>() + row * gradient.stride(0);
     for (int64_t j = 0; j < count; ++j) {
-      const double taken_here = step[row * count + j];
-      if (taken_here != 0)
-        add(-taken_here, across.const_data_ptr<double>() + j * across.stride(0), channels, to);
+      const double change = step[row * count + j];
+      if (change != 0) add(-change, across.const_data_ptr<double>() + j * across.stride(0), channels, to);
     }
   }
 }
