@@ -56,12 +56,13 @@ Tokenizer load_tokenizer(const std::string& path);
 bool has_tokenizer(const std::string& path);
 
 // The metadata by which a GGUF file of so many tokens describes the tokenizer.json of a folder. Throws
-// Error(65) for all but byte-level BPE whose way of cutting texts llama.cpp has a name for.
+// Error(65) for all but byte-level BPE whose way of cutting texts llama.cpp has a name for, and BPE that
+// merges as SentencePiece would.
 std::vector<std::pair<std::string, GgufField>> gguf_tokenizer_fields(const std::string& folder,
                                                                      int64_t vocabulary);
 
 // The opposite: tokenizer.json and tokenizer_config.json, by name, of what the metadata of a GGUF file
-// describes. Throws Error(65) for SentencePiece, and as gguf_tokenizer().
+// describes. Throws as gguf_tokenizer().
 std::map<std::string, std::string> folder_tokenizer(const GgufFile& file, const std::string& path);
 
 // What a tokenizer is, read from its file without making it, which takes a tenth of the time.

@@ -3,7 +3,10 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 #include <string_view>
+#include <unordered_map>
+#include <unordered_set>
 
 #include <nlohmann/json.hpp>
 
@@ -12,6 +15,9 @@
 #include "mcompress/base/mapped_file.h"
 #include "mcompress/data/tokenizer.h"
 #include "mcompress/formats/json.h"
+#include "parts.h"
+#include "sentencepiece.h"
+#include "unicode.h"
 
 namespace mcompress {
 
@@ -44,6 +50,75 @@ std::string pre_name(const json& pre, const std::string& path) {
       "'{}': llama.cpp has no name for its pre-tokenizer; known are those of gpt-2, smollm, llama 3 and qwen "
       "2",
       path);
+}
+
+std::vector<json> steps_of(const json& step, const char* list) {
+  if (step.is_null()) return {};
+  if (step.value("type", "") != "Sequence") return {step};
+  return step.at(list).get<std::vector<json>>();
+}
+
+// Whether SentencePiece would put a space before a text, where the steps do with spaces what it does: U+2581
+// is in their place. Nothing where they do anything else.
+std::optional<bool> adds_space(const json& normalizer, const json& pre) {
+  bool replaces = false, prepends = false;
+  for (const json& step : steps_of(normalizer, "normalizers")) {
+    const std::string type = step.value("type", "");
+    const bool replace = type == "Replace" && step.at("pattern").value("String", "") == " " &&
+                         step.value("content", "") == kSpaceMark;
+    const bool prepend = type == "Prepend" && step.value("prepend", "") == kSpaceMark;
+    if (!replace && !prepend) return std::nullopt;
+    replaces = replaces || replace;
+    prepends = prepends || prepend;
+  }
+  const std::string type = pre.is_null() ? "" : pre.value("type", "");
+  // No space is left that it could cut at.
+  const bool idle = type.empty() || (type == "Split" && pre.at("pattern").value("String", "") == " ");
+  if (replaces && idle) return prepends;
+  const bool marks =
+      type == "Metaspace" && pre.value("replacement", "") == kSpaceMark && !pre.value("split", true);
+  if (!marks || replaces || prepends) return std::nullopt;
+  return pre.value("prepend_scheme", "always") != "never" && pre.value("add_prefix_space", true);
+}
+
+using Merges = std::vector<std::pair<std::string, std::string>>;
+
+// Scores by which SentencePiece merges as the list says. It makes a token of any two that are it when they
+// follow each other, so that all such pairs must be listed, those of a token together.
+std::vector<float> scores_of(const Merges& merges, const std::vector<std::string>& tokens,
+                             const std::vector<int32_t>& types, const std::string& path) {
+  const auto refuse = [&](const std::string& token) {
+    return bad_data("'{}': SentencePiece, as a GGUF file describes it, would make token '{}' by other merges",
+                    path, token);
+  };
+  std::unordered_map<std::string, int> ranks;
+  std::set<std::pair<std::string, std::string>> listed;
+  const std::string* last = nullptr;
+  std::string token;
+  for (const auto& [left, right] : merges) {
+    token = left + right;
+    const bool again = last != nullptr && *last == token;
+    const auto [entry, fresh] = ranks.emplace(token, static_cast<int>(ranks.size()) + 1);
+    if (!again && !fresh) throw refuse(token);
+    last = &entry->first;
+    listed.emplace(left, right);
+  }
+  std::unordered_set<std::string> normal;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (types[i] == kNormalToken) normal.insert(tokens[i]);
+  }
+  std::vector<float> scores(tokens.size(), 0);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (types[i] != kNormalToken) continue;
+    for (size_t at = 1; at < tokens[i].size(); ++at) {
+      const std::pair parts(tokens[i].substr(0, at), tokens[i].substr(at));
+      const bool merges_them = normal.contains(parts.first) && normal.contains(parts.second);
+      if (merges_them && !listed.contains(parts)) throw refuse(tokens[i]);
+    }
+    const auto rank = ranks.find(tokens[i]);
+    scores[i] = -static_cast<float>(rank == ranks.end() ? ranks.size() + 1 : rank->second);
+  }
+  return scores;
 }
 
 // Whether a text gets a special token before it, or behind it.
@@ -83,9 +158,17 @@ using Fields = std::vector<std::pair<std::string, GgufField>>;
 Fields fields_of(const std::string& folder, const std::string& path, int64_t vocabulary) {
   const json tokenizer = read_json_file(path);
   const json& model = tokenizer.at("model");
-  if (model.value("type", "") != "BPE" || model.value("byte_fallback", false))
-    throw bad_data("'{}': only byte-level BPE can be written into a GGUF file yet", path);
-  check_normalizer(tokenizer.value("normalizer", json()), path);
+  if (model.value("type", "") != "BPE")
+    throw bad_data("'{}': only BPE can be written into a GGUF file yet, byte-level or with byte_fallback",
+                   path);
+  const bool pieces = model.value("byte_fallback", false);
+  const json normalizer = tokenizer.value("normalizer", json()),
+             pre = tokenizer.value("pre_tokenizer", json());
+  const std::optional<bool> space = pieces ? adds_space(normalizer, pre) : std::nullopt;
+  if (pieces && (!space || model.value("ignore_merges", false)))
+    throw bad_data("'{}': SentencePiece, as a GGUF file describes it, has other steps before its merges",
+                   path);
+  if (!pieces) check_normalizer(normalizer, path);
   std::vector<std::string> tokens(static_cast<size_t>(vocabulary));
   std::vector<int32_t> types(tokens.size(), kUnusedToken);
   const auto set = [&](int64_t id, const std::string& text, int32_t type) {
@@ -94,26 +177,41 @@ Fields fields_of(const std::string& folder, const std::string& path, int64_t voc
     tokens[static_cast<size_t>(id)] = text;
     types[static_cast<size_t>(id)] = type;
   };
-  for (const auto& [text, id] : model.at("vocab").items()) set(id.get<int64_t>(), text, kNormalToken);
-  for (const json& added : tokenizer.value("added_tokens", json::array()))
-    set(added.at("id").get<int64_t>(), added.at("content").get<std::string>(),
-        added.value("special", false) ? kControlToken : kUserToken);
+  for (const auto& [text, id] : model.at("vocab").items())
+    set(id.get<int64_t>(), text, pieces && byte_of(text) ? kByteToken : kNormalToken);
+  const json unknown = model.value("unk_token", json());
+  for (const json& added : tokenizer.value("added_tokens", json::array())) {
+    const int32_t type = pieces && added.at("content") == unknown ? kUnknownToken
+                         : added.value("special", false)          ? kControlToken
+                                                                  : kUserToken;
+    set(added.at("id").get<int64_t>(), added.at("content").get<std::string>(), type);
+  }
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (types[i] == kUnusedToken) tokens[i] = "[PAD" + std::to_string(i) + "]";
   }
-  std::vector<std::string> merges;
+  Merges merges;
   for (const json& merge : model.at("merges")) {
-    if (merge.is_string()) {
-      merges.push_back(merge.get<std::string>());
-    } else {
-      merges.push_back(merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>());
+    if (!merge.is_string()) {
+      merges.emplace_back(merge.at(0).get<std::string>(), merge.at(1).get<std::string>());
+      continue;
     }
+    const auto text = merge.get<std::string>();
+    const size_t between = text.find(' ');
+    if (between == std::string::npos) throw bad_data("'{}': merge '{}' is not two tokens", path, text);
+    merges.emplace_back(text.substr(0, between), text.substr(between + 1));
   }
-  Fields fields = {{"tokenizer.ggml.model", std::string("gpt2")},
-                   {"tokenizer.ggml.pre", pre_name(tokenizer.at("pre_tokenizer"), path)},
+  Fields fields = {{"tokenizer.ggml.model", std::string(pieces ? "llama" : "gpt2")},
+                   {"tokenizer.ggml.pre", pieces ? "default" : pre_name(pre, path)},
                    {"tokenizer.ggml.tokens", tokens},
-                   {"tokenizer.ggml.token_type", types},
-                   {"tokenizer.ggml.merges", merges}};
+                   {"tokenizer.ggml.token_type", types}};
+  if (pieces) {
+    fields.emplace_back("tokenizer.ggml.scores", scores_of(merges, tokens, types, path));
+    fields.emplace_back("tokenizer.ggml.add_space_prefix", *space);
+  } else {
+    std::vector<std::string> texts;
+    for (const auto& [left, right] : merges) texts.push_back(left + " " + right);
+    fields.emplace_back("tokenizer.ggml.merges", texts);
+  }
   const auto id_of = [&](const std::string& text) -> std::optional<uint32_t> {
     const auto found = std::find(tokens.begin(), tokens.end(), text);
     if (found == tokens.end()) return std::nullopt;

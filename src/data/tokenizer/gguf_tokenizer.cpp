@@ -33,9 +33,9 @@ const NamedSplits& splits_named(const std::string& name, const std::string& file
 }
 
 // The token that is put at an end of a text; none where the file does not ask for it.
-std::vector<int32_t> special(const GgufFile& file, const char* asked, bool by_default, const char* id,
-                             size_t tokens, const std::string& name) {
-  if (integer_or(file, asked, by_default ? 1 : 0) == 0) return {};
+std::vector<int32_t> special(const GgufFile& file, const char* asked, const char* id, size_t tokens,
+                             const std::string& name) {
+  if (!asks_for(file, asked)) return {};
   const auto token = integer_or(file, id, -1);
   if (token < 0) return {};
   if (token >= static_cast<int64_t>(tokens))
@@ -60,8 +60,8 @@ Tokenizer sentencepiece_of(const GgufFile& file, const std::string& name) {
   }
   model.byte_fallback = std::find(types.begin(), types.end(), 6) != types.end();
   model.spaces.add_dummy_prefix = integer_or(file, "add_space_prefix", 1) != 0;
-  model.before = special(file, "add_bos_token", true, "bos_token_id", tokens.size(), name);
-  model.after = special(file, "add_eos_token", false, "eos_token_id", tokens.size(), name);
+  model.before = special(file, "add_bos_token", "bos_token_id", tokens.size(), name);
+  model.after = special(file, "add_eos_token", "eos_token_id", tokens.size(), name);
   return sentencepiece_tokenizer(model, name);
 }
 
@@ -88,9 +88,8 @@ Tokenizer byte_level_of(const GgufFile& file, const std::string& name) {
     if (space == std::string::npos) throw bad_data("{}: merge '{}' is not two tokens", name, merge);
     vocabulary.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
   }
-  std::vector<int32_t> before = special(file, "add_bos_token", asks_for(file, "add_bos_token", pre.name),
-                                        "bos_token_id", tokens.size(), name);
-  std::vector<int32_t> after = special(file, "add_eos_token", false, "eos_token_id", tokens.size(), name);
+  std::vector<int32_t> before = special(file, "add_bos_token", "bos_token_id", tokens.size(), name);
+  std::vector<int32_t> after = special(file, "add_eos_token", "eos_token_id", tokens.size(), name);
   std::unordered_map<int32_t, std::string> bytes_of;
   auto bpe = byte_level_bpe(vocabulary, name, bytes_of);
   for (const AddedToken& token : added) bytes_of[token.id] = token.content;

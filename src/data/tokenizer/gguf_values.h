@@ -13,7 +13,14 @@ namespace mcompress {
 // What the metadata of a GGUF file says of its tokenizer.
 
 // Types of tokens (llama.h).
-enum GgufTokenType : int32_t { kNormalToken = 1, kControlToken = 3, kUserToken = 4, kUnusedToken = 5 };
+enum GgufTokenType : int32_t {
+  kNormalToken = 1,
+  kUnknownToken,
+  kControlToken,
+  kUserToken,
+  kUnusedToken,
+  kByteToken
+};
 
 // The expression by which tokenizer.json cuts a text where llama.cpp names one (tokenizer.ggml.pre); the
 // other names are of expressions that the tokenizers library has built in.
@@ -44,9 +51,14 @@ inline int64_t integer_or(const GgufFile& file, const std::string& key, int64_t 
 }
 
 // Whether a text gets the token before or behind it that "add_bos_token" or "add_eos_token" asks for.
-// llama.cpp puts a BOS before texts of Llama 3 where a file says nothing.
-inline bool asks_for(const GgufFile& file, const std::string& key, std::string_view pre) {
-  return integer_or(file, key, key == "add_bos_token" && pre == "llama-bpe" ? 1 : 0) != 0;
+// llama.cpp puts a BOS before texts of SentencePiece and Llama 3 where a file says nothing.
+inline bool asks_for(const GgufFile& file, const std::string& key) {
+  const auto is = [&](const char* of, const char* value) {
+    const auto* text = find_value<std::string>(file, std::string("tokenizer.ggml.") + of);
+    return text != nullptr && *text == value;
+  };
+  const bool by_default = key == "add_bos_token" && (is("model", "llama") || is("pre", "llama-bpe"));
+  return integer_or(file, key, by_default ? 1 : 0) != 0;
 }
 
 }  // namespace mcompress

@@ -39,15 +39,6 @@ std::string normalized(SentencePieceModel::Spaces spaces, const CharacterMap* ma
   return result;
 }
 
-// The byte of "<0x0A>".
-std::optional<unsigned char> byte_of(const std::string& text) {
-  if (text.size() != 6 || !text.starts_with("<0x") || text.back() != '>') return std::nullopt;
-  char* end = nullptr;
-  const long value = std::strtol(text.c_str() + 1, &end, 16);
-  return *end == '>' && end == text.c_str() + 5 ? std::optional(static_cast<unsigned char>(value))
-                                                : std::nullopt;
-}
-
 // Two pieces merge to a third that is both after each other; the higher its score, the earlier.
 std::vector<Bpe::Merge> merges_of(const std::vector<Piece>& pieces, const StringMap<int32_t>& ids) {
   std::vector<float> scores;
@@ -151,6 +142,14 @@ std::unique_ptr<const PieceModel> make_bpe(const SentencePieceModel& model, Sort
 }
 
 }  // namespace
+
+std::optional<unsigned char> byte_of(const std::string& text) {
+  if (text.size() != 6 || !text.starts_with("<0x") || text.back() != '>') return std::nullopt;
+  char* end = nullptr;
+  const long value = std::strtol(text.c_str() + 1, &end, 16);
+  return *end == '>' && end == text.c_str() + 5 ? std::optional(static_cast<unsigned char>(value))
+                                                : std::nullopt;
+}
 
 Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::string& name) {
   SortedPieces sorted = sort_pieces(model, name);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,6 +31,8 @@ struct SentencePieceModel {
 
 // Reads a tokenizer.model. Throws Error(65) for a malformed file and for kinds of models that are not known.
 SentencePieceModel read_sentencepiece(std::string_view file, const std::string& name);
+
+std::optional<unsigned char> byte_of(const std::string& piece);  // of "<0x0A>"
 
 // Throws Error(65) where pieces contradict each other.
 Tokenizer sentencepiece_tokenizer(const SentencePieceModel& model, const std::string& name);
