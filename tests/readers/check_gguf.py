@@ -4,8 +4,10 @@
     check_gguf.py MCOMPRESS
 
 Tiny random models are written in every type. The gguf package unpacks the values that mcompress reads back, bit for bit;
-transformers reads the file (gguf_file=) and the folder, and has the logits of both.
+transformers reads the file (gguf_file=) and the folder, and has the logits of both. Architectures without a way back to a
+folder have the perplexity of the folder that they come from, in transformers too where it knows them.
 """
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +29,16 @@ BINARY = str(Path(sys.argv[1]).resolve())
 KINDS = {"llama": {}, "qwen2": {}, "qwen3": dict(head_dim=128)}
 # What transformers' GGUF reader makes of a value is float32.
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]
+# Architectures without a way back to a folder; and whether transformers reads all of the file, or has its own idea of
+# windows, caps and rotations.
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+OTHERS = [("gpt2", dict(max_position_embeddings=1024), True), ("gemma", {}, False), ("gemma2_window", {}, False),
+          ("gemma2_window", dict(head_dim=256, query_pre_attn_scalar=256, attn_logit_softcapping=50.0, final_logit_softcapping=30.0), True),
+          ("gemma3_v4", {}, False),
+          ("gemma3_v4", dict(head_dim=256, query_pre_attn_scalar=256, rope_parameters={"full_attention": {**PLAIN, "rope_theta": 1e6}, "sliding_attention": PLAIN}), True),
+          ("phi3", {}, False), ("phi3", dict(sliding_window=None), True), ("phi3_short", dict(hidden_size=32), False),
+          ("phi3_long_window", dict(hidden_size=32), False), ("llama_yarn", {}, False)]
+WINDOWS, LENGTH = 8, 96
 TEXT = "The quick brown fox, 1234 of them: jumps!\n\n  over it's dogs"
 
 
@@ -40,6 +52,34 @@ def logits(folder, **options):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     with torch.no_grad():
         return model(torch.arange(2, 42)[None]).logits
+
+
+def perplexity(path, ids):
+    report = json.loads(run("evaluate", path, "--eval-data", ids, "--seqlen", LENGTH, "--report", "-", "-q"))
+    return report["metrics"]["before"]["perplexity"]["value"]
+
+
+def their_perplexity(folder, ids, **options):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    windows = torch.from_numpy(np.load(ids).astype(np.int64)).view(-1, LENGTH)
+    with torch.no_grad():
+        scores = model(windows).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), windows[:, 1:].flatten()).exp().item()
+
+
+def check_others(scratch):
+    ids = scratch / "ids.npy"
+    for number, (kind, sizes, known) in enumerate(OTHERS):
+        folder = scratch / f"other{number}"
+        vocabulary = make_model(kind, folder, **sizes)
+        np.save(ids, np.random.default_rng(3).integers(2, vocabulary, WINDOWS * LENGTH).astype(np.int32))
+        exact = perplexity(folder, ids)
+        for type_name, most in (("F32", 1e-5), ("Q8_0", 0.05)):
+            run("convert", folder, "--format", "gguf", "--type", type_name, "-o", scratch / "other.gguf", "--force", "-q")
+            ours = perplexity(scratch / "other.gguf", ids)
+            theirs = their_perplexity(scratch, ids, gguf_file="other.gguf", pad_token_id=0) if known else ours
+            print(f"{kind} {type_name}: perplexity {exact:.4f}, of the file {ours:.4f}" + (f", in transformers {theirs:.4f}" if known else ""), flush=True)
+            assert abs(ours / exact - 1) < most and abs(theirs / ours - 1) < 1e-4, (exact, ours, theirs)
 
 
 def interleaved(values, heads):
@@ -77,6 +117,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        check_others(scratch)
         for kind, sizes in KINDS.items():
             # Rows of 256 are whole blocks of the K types.
             make_model(kind, scratch / kind, **{"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, **sizes})

@@ -29,10 +29,10 @@ const std::map<std::string, NamedType>& types() {
   return kTypes;
 }
 
-// Norms and biases are small and stay; the head, which may be the embedding, loses most, and gets more bits.
-// Where rows are no whole blocks, the next type that they are blocks of.
+// Norms, biases and learned positions are small and stay; the head, which may be the embedding, loses most,
+// and gets more bits. Where rows are no whole blocks, the next type that they are blocks of.
 GgufType type_for(const GgufPlace& place, GgufType wanted, bool tied, std::string& reason) {
-  if (place.shape.size() < 2) return GgufType::kF32;
+  if (place.shape.size() < 2 || place.name == "position_embd.weight") return GgufType::kF32;
   const bool few = block_of(wanted).values > 1 && wanted != GgufType::kQ8_0;
   const bool head = place.name == "output.weight" || (tied && place.name == "token_embd.weight");
   GgufType type = wanted;
@@ -77,7 +77,7 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
     entries.push_back({place.name, type, place.shape});
     if (place.shape.size() < 2) continue;
     record.name = place.name;
-    record.kind = place.name == "token_embd.weight" ? "embedding" : "linear";
+    record.kind = place.name.ends_with("_embd.weight") ? "embedding" : "linear";
     record.decision = name_of(type);
     record.parameters = place.shape[0] * place.shape[1];
     record.bytes_before = 4 * static_cast<uint64_t>(*record.parameters);

@@ -17,10 +17,11 @@ struct GgufPlace {
   std::vector<int64_t> shape;  // of matrices [outputs, inputs]
   // Of q and k of the llama architecture, whose rows llama.cpp has in another order: heads; else 0.
   int64_t heads = 0;
+  bool transposed = false;  // the folder has it [inputs, outputs]
 };
 
-// Metadata and places of a model in the order of a file. Throws Error(65) for architectures and ways of
-// rotating positions that are not written.
+// Metadata and places of a model in the order of a file. Throws Error(65) for architectures that are not
+// written, and for what readers would compute otherwise: rotations, windows, biases, activations, caps.
 std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderConfig& config,
                                                                  const std::string& name);
 std::vector<GgufPlace> gguf_places(const DecoderConfig& config);

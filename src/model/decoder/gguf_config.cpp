@@ -61,30 +61,6 @@ class GgufKeys {
   std::string architecture_;
 };
 
-DecoderNames gguf_names() {
-  DecoderNames names;
-  names.base = "";
-  names.embedding = "token_embd";
-  names.positions = "position_embd";
-  names.final_norm = "output_norm";
-  names.head = "output";
-  names.block = "blk.";
-  names.attention_norm = "attn_norm";
-  names.closing_attention_norm = "post_attention_norm";
-  names.feed_forward_norm = "ffn_norm";
-  names.closing_feed_forward_norm = "post_ffw_norm";
-  names.query = "attn_q";
-  names.key = "attn_k";
-  names.value = "attn_v";
-  names.output = "attn_output";
-  names.query_norm = "attn_q_norm";
-  names.key_norm = "attn_k_norm";
-  names.gate = "ffn_gate";
-  names.up = "ffn_up";
-  names.down = "ffn_down";
-  return names;
-}
-
 // One block in `pattern` attends to everything, the others to a window where there is one.
 void set_windows(int64_t window, int64_t pattern, DecoderConfig& config) {
   for (size_t i = 0; i < config.windows.size(); ++i)
@@ -122,8 +98,7 @@ void read_gemma3(const GgufKeys& keys, DecoderConfig& config) {
 }
 
 void read_phi3(const GgufKeys& keys, DecoderConfig& config) {
-  config.names.query_key_value = "attn_qkv";
-  config.names.gate_up = "ffn_up";
+  config.names = gguf_names(true, true);
   if (const int64_t window = keys.find<int64_t>("attention.sliding_window").value_or(0); window > 0)
     config.windows.assign(config.windows.size(), window);
 }
@@ -131,7 +106,7 @@ void read_phi3(const GgufKeys& keys, DecoderConfig& config) {
 void read_gpt2(const GgufKeys&, DecoderConfig& config) {
   make_ungated(config);
   config.activation = Activation::kTanhGelu;
-  config.names.query_key_value = "attn_qkv";
+  config.names = gguf_names(true, false);
 }
 
 void read_qwen3(const GgufKeys&, DecoderConfig& config) { config.head_norm = true; }
@@ -206,12 +181,38 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
 
 }  // namespace
 
+DecoderNames gguf_names(bool joined_inputs, bool joined_gate) {
+  DecoderNames names;
+  names.base = "";
+  names.embedding = "token_embd";
+  names.positions = "position_embd";
+  names.final_norm = "output_norm";
+  names.head = "output";
+  names.block = "blk.";
+  names.attention_norm = "attn_norm";
+  names.closing_attention_norm = "post_attention_norm";
+  names.feed_forward_norm = "ffn_norm";
+  names.closing_feed_forward_norm = "post_ffw_norm";
+  names.query = "attn_q";
+  names.key = "attn_k";
+  names.value = "attn_v";
+  names.output = "attn_output";
+  names.query_norm = "attn_q_norm";
+  names.key_norm = "attn_k_norm";
+  names.gate = "ffn_gate";
+  names.up = "ffn_up";
+  names.down = "ffn_down";
+  if (joined_inputs) names.query_key_value = "attn_qkv";
+  if (joined_gate) names.gate_up = "ffn_up";
+  return names;
+}
+
 DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path) {
   const GgufArchitecture& architecture = architecture_of(file, path);
   const GgufKeys keys(file, path, std::string(architecture.name));
   DecoderConfig config;
   config.model_type = architecture.name;
-  config.names = gguf_names();
+  config.names = gguf_names(false, false);
   config.width = keys.count("embedding_length");
   config.inner = keys.count("feed_forward_length");
   config.blocks = keys.count("block_count", {}, 10'000);

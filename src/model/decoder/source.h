@@ -52,6 +52,9 @@ constexpr const char* kFrequencies = "rope_freqs.weight";
 constexpr const char* kShortFactors = "rope_factors_short.weight";
 constexpr const char* kLongFactors = "rope_factors_long.weight";
 
+// What GGUF calls tensors (constants.py of gguf-py); q, k and v, or gate and up, may be one.
+DecoderNames gguf_names(bool joined_inputs, bool joined_gate);
+
 // What the metadata says of the model, and where the tensors of GGUF (llama.cpp, constants.py of gguf-py)
 // stand in it. Throws Error(65) for an architecture that is not known, with those that are.
 DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path);
