@@ -43,30 +43,25 @@ class ProgramAwq {
   // Moves the scale of a layer's inputs into the layer that gives them.
   void fold(size_t giver, size_t taker) {
     if (!may_scale(giver) || !may_scale(taker)) return;
-    check_interrupt();
-    const Layer &from = layers_[giver], &to = layers_[taker];
-    Inputs& inputs = inputs_.at(taker);
-    at::Tensor &weight = weights_.at(taker), &rows = weights_.at(giver);
-    if (rows.size(0) != weight.size(1)) return;
-    const ScaleSearch search = in_layer(to.name, [&] {
-      return search_scales({weight}, {plan_.layers.at(to.name)}, inputs.hessian, inputs.mean, plan_.points);
-    });
-    Fold fold{from.name, {to.name}, search.plain_loss, search.plain_loss};
-    if (!search.found.empty()) {
-      const ChannelScale& best = search.found[0];
-      const at::Tensor scale = best.scale;
-      weight = weight * scale;
-      inputs.hessian = inputs.hessian / (scale.unsqueeze(1) * scale);
-      rows = rows / scale.unsqueeze(1);
-      row_scales_[giver] = scale.unsqueeze(1);
-      if (from.bias.defined())
-        result_.biases[from.name] = from.bias.detach() / scale.to(from.bias.scalar_type());
-      fold.made = true;
-      fold.loss = best.loss;
-      fold.power = best.power;
-      fold.by_weight = best.by_weight;
+    const Layer& from = layers_[giver];
+    at::Tensor& rows = weights_.at(giver);
+    if (rows.size(0) != weights_.at(taker).size(1)) return;
+    const at::Tensor scale = scale_inputs(from.name, {taker});
+    if (!scale.defined()) return;
+    rows = rows / scale.unsqueeze(1);
+    row_scales_[giver] = scale.unsqueeze(1);
+    if (from.bias.defined()) result_.changed[from.name + ".bias"] = divided(from.bias, scale);
+  }
+
+  // The same where a norm gives them.
+  void fold(const NormTakers& norm) {
+    for (const size_t taker : norm.takers) {
+      if (!may_scale(taker) || weights_.at(taker).size(1) != norm.weight.numel()) return;
     }
-    result_.folds.push_back(std::move(fold));
+    const at::Tensor scale = scale_inputs(norm.name, norm.takers);
+    if (!scale.defined()) return;
+    result_.changed[norm.name + ".weight"] = divided(norm.weight, scale);
+    if (norm.bias.defined()) result_.changed[norm.name + ".bias"] = divided(norm.bias, scale);
   }
 
   RoundedProgram round() {
@@ -102,6 +97,46 @@ class ProgramAwq {
     });
     inputs_[index] = {hessian, sizes / static_cast<double>(count)};
     weights_[index] = weight;
+  }
+
+  static at::Tensor divided(const at::Tensor& values, const at::Tensor& scale) {
+    return values.detach() / scale.to(values.scalar_type());
+  }
+
+  // Multiplies the columns of layers that share their inputs; undefined where no scale loses less than none.
+  at::Tensor scale_inputs(const std::string& from, const std::vector<size_t>& takers) {
+    check_interrupt();
+    Fold fold;
+    fold.from = from;
+    std::vector<at::Tensor> weights;
+    std::vector<GroupGrid> grids;
+    for (const size_t taker : takers) {
+      const std::string& name = layers_[taker].name;
+      fold.layers.push_back(name);
+      weights.push_back(weights_.at(taker));
+      grids.push_back(plan_.layers.at(name));
+    }
+    const Inputs& inputs = inputs_.at(takers[0]);
+    const ScaleSearch search = in_layer(fold.layers[0], [&] {
+      return search_scales(weights, grids, inputs.hessian, inputs.mean, plan_.points);
+    });
+    fold.plain_loss = fold.loss = search.plain_loss;
+    at::Tensor scale;
+    if (!search.found.empty()) {
+      const ChannelScale& best = search.found[0];
+      scale = best.scale;
+      for (const size_t taker : takers) {
+        weights_.at(taker) = weights_.at(taker) * scale;
+        at::Tensor& hessian = inputs_.at(taker).hessian;
+        hessian = hessian / (scale.unsqueeze(1) * scale);
+      }
+      fold.made = true;
+      fold.loss = best.loss;
+      fold.power = best.power;
+      fold.by_weight = best.by_weight;
+    }
+    result_.folds.push_back(std::move(fold));
+    return scale;
   }
 
   bool may_scale(size_t index) const {
@@ -147,6 +182,7 @@ RoundedProgram awq_program(const torch::jit::Module& program, const std::vector<
   const at::NoGradGuard guard;
   ProgramAwq awq(layers, plan);
   awq.measure(program, batch);
+  for (const NormTakers& norm : find_norm_takers(program, layers)) awq.fold(norm);
   const auto takers = find_takers(program, layers);
   for (size_t giver = 0; giver < layers.size(); ++giver) {
     if (takers[giver]) awq.fold(giver, *takers[giver]);

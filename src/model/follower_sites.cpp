@@ -11,12 +11,6 @@ using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
 
-// A class of torch.nn, not one of the user's with the same name.
-bool is_of_torch(const Module& module, const std::string& name) {
-  return module.type()->name()->name() == name &&
-         module.type()->name()->qualifiedName().starts_with("__torch__.torch.nn.modules.");
-}
-
 class SiteFinder {
  public:
   SiteFinder(const std::set<const ModuleObject*>& layers, const Module& owner, const Value* self,
@@ -116,6 +110,11 @@ bool Calls::once(const Module& module) const {
          !unresolved.contains(module.type()->name()->qualifiedName());
 }
 
+bool is_of_torch(const Module& module, const std::string& name) {
+  return module.type()->name()->name() == name &&
+         module.type()->name()->qualifiedName().starts_with("__torch__.torch.nn.modules.");
+}
+
 bool is_norm(const Module& module) {
   return is_of_torch(module, "BatchNorm1d") || is_of_torch(module, "BatchNorm2d");
 }
@@ -130,6 +129,35 @@ std::vector<torch::jit::Function*> functions_of(const Module& module) {
 std::vector<Site> find_sites(const Module& owner, torch::jit::Graph& graph,
                              const std::set<const ModuleObject*>& layers, Calls* calls) {
   return SiteFinder(layers, owner, graph.inputs()[0], calls).find(graph.block());
+}
+
+std::vector<Site> all_sites(const Module& program, const std::set<const ModuleObject*>& objects,
+                            Calls& calls) {
+  std::vector<Site> sites;
+  std::set<const ModuleObject*> visited;
+  for (const Module& module : program.modules()) {
+    if (!visited.insert(module._ivalue().get()).second) continue;
+    for (torch::jit::Function* function : functions_of(module)) {
+      auto& graph = *torch::jit::toGraphFunction(*function).graph();
+      for (const Site& site : find_sites(module, graph, objects, &calls)) sites.push_back(site);
+    }
+  }
+  return sites;
+}
+
+std::map<const ModuleObject*, size_t> index_layers(const Module& program, const std::vector<Layer>& layers) {
+  std::map<std::string, size_t> names;
+  for (size_t i = 0; i < layers.size(); ++i) names.emplace(layers[i].name, i);
+  std::map<const ModuleObject*, size_t> result;
+  std::set<const ModuleObject*> twice;  // under two names, each of which may be replaced alone
+  for (const auto& item : program.named_modules()) {
+    const auto found = names.find(item.name);
+    if (found == names.end()) continue;
+    if (!result.emplace(item.value._ivalue().get(), found->second).second)
+      twice.insert(item.value._ivalue().get());
+  }
+  for (const ModuleObject* object : twice) result.erase(object);
+  return result;
 }
 
 }  // namespace mcompress

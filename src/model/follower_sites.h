@@ -8,6 +8,8 @@
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/script.h>
 
+#include "mcompress/model/layer.h"
+
 namespace mcompress {
 
 using ModuleObject = c10::ivalue::Object;  // by which a module is told from others of its type
@@ -28,6 +30,8 @@ struct Calls {
   bool once(const torch::jit::Module& module) const;
 };
 
+// Whether it is this class of torch.nn, not one of the user's with the same name.
+bool is_of_torch(const torch::jit::Module& module, const std::string& name);
 // Whether it is torch.nn's BatchNorm1d or BatchNorm2d.
 bool is_norm(const torch::jit::Module& module);
 
@@ -37,5 +41,13 @@ std::vector<torch::jit::Function*> functions_of(const torch::jit::Module& module
 // also counts the calls of all modules.
 std::vector<Site> find_sites(const torch::jit::Module& owner, torch::jit::Graph& graph,
                              const std::set<const ModuleObject*>& layers, Calls* calls);
+
+// Of all modules of a program, and how often each is called.
+std::vector<Site> all_sites(const torch::jit::Module& program, const std::set<const ModuleObject*>& layers,
+                            Calls& calls);
+
+// The layers by their modules, but for those with two names, each of which may be replaced alone.
+std::map<const ModuleObject*, size_t> index_layers(const torch::jit::Module& program,
+                                                   const std::vector<Layer>& layers);
 
 }  // namespace mcompress

@@ -64,21 +64,6 @@ std::optional<BatchNorm> read_norm(const std::string& name, const Module& module
                    momentum && momentum->isDouble() ? momentum->toDouble() : kMomentum};
 }
 
-std::map<const ModuleObject*, size_t> index_layers(const Module& program, const std::vector<Layer>& layers) {
-  std::map<std::string, size_t> names;
-  for (size_t i = 0; i < layers.size(); ++i) names.emplace(layers[i].name, i);
-  std::map<const ModuleObject*, size_t> result;
-  std::set<const ModuleObject*> twice;  // under two names, each of which may be replaced alone
-  for (const auto& item : program.named_modules()) {
-    const auto found = names.find(item.name);
-    if (found == names.end()) continue;
-    if (!result.emplace(item.value._ivalue().get(), found->second).second)
-      twice.insert(item.value._ivalue().get());
-  }
-  for (const ModuleObject* object : twice) result.erase(object);
-  return result;
-}
-
 std::set<const ModuleObject*> keys_of(const std::map<const ModuleObject*, size_t>& map) {
   std::set<const ModuleObject*> keys;
   for (const auto& [object, index] : map) keys.insert(object);
@@ -120,12 +105,6 @@ bool reads(const Module& program, const c10::ClassTypePtr& type, const std::stri
   return false;
 }
 
-std::pair<std::string, std::string> split_path(const std::string& path) {
-  const size_t dot = path.rfind('.');
-  return dot == std::string::npos ? std::pair(std::string(), path)
-                                  : std::pair(path.substr(0, dot), path.substr(dot + 1));
-}
-
 // Takes modules that nothing calls any more out of the file.
 void remove_unused(const Module& program, const std::set<std::string>& paths) {
   for (const std::string& path : paths) {
@@ -136,21 +115,6 @@ void remove_unused(const Module& program, const std::set<std::string>& paths) {
     parent._ivalue()->unsafeRemoveSlot(slot);
     parent.type()->unsafeRemoveAttribute(name);
   }
-}
-
-// All sites of a program, and how often each module is called.
-std::vector<Site> all_sites(const Module& program, const std::set<const ModuleObject*>& objects,
-                            Calls& calls) {
-  std::vector<Site> sites;
-  std::set<const ModuleObject*> visited;
-  for (const Module& module : program.modules()) {
-    if (!visited.insert(module._ivalue().get()).second) continue;
-    for (torch::jit::Function* function : functions_of(module)) {
-      auto& graph = *torch::jit::toGraphFunction(*function).graph();
-      for (const Site& site : find_sites(module, graph, objects, &calls)) sites.push_back(site);
-    }
-  }
-  return sites;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <map>
 #include <optional>
 
+#include "follower_sites.h"
 #include "mcompress/base/error.h"
 #include "mcompress/model/program.h"
 #include "weight_use.h"
@@ -127,23 +128,11 @@ bool uses_bias(const WeightUse& use) {
   return use.application.bias && !is_none(use.node->input(*use.application.bias));
 }
 
-// The attribute of a module that code outside its own methods reads or sets: by object, or by type
-// where the code does not tell which module of that type it means.
-struct OutsideUses {
-  std::map<const c10::ivalue::Object*, std::string> objects;
-  std::map<std::string, std::string> types;
-
-  std::string find(const Module& module) const {
-    const auto object = objects.find(module._ivalue().get());
-    if (object != objects.end()) return object->second;
-    const auto type = types.find(module.type()->name()->qualifiedName());
-    return type == types.end() ? "" : type->second;
-  }
-};
-
 void find_outside_uses(torch::jit::Block* block, const Value* self, const Module& owner, OutsideUses& uses) {
   for (Node* node : block->nodes()) {
     for (torch::jit::Block* inner : node->blocks()) find_outside_uses(inner, self, owner, uses);
+    if (node->hasAttribute(c10::attr::Subgraph))  // of a fork
+      find_outside_uses(node->g(c10::attr::Subgraph)->block(), nullptr, owner, uses);
     const bool sets = node->kind() == c10::prim::SetAttr;
     if ((!sets && node->kind() != c10::prim::GetAttr) || node->input(0) == self) continue;
     const auto type = node->input(0)->type()->cast<c10::ClassType>();
@@ -157,16 +146,6 @@ void find_outside_uses(torch::jit::Block* block, const Value* self, const Module
       uses.types.emplace(type->name()->qualifiedName(), attribute);
     }
   }
-}
-
-OutsideUses find_outside_uses(const Module& program) {
-  OutsideUses uses;
-  for (const Module& module : program.modules()) {
-    for (const auto& method : module.get_methods()) {
-      find_outside_uses(method.graph()->block(), method.graph()->inputs()[0], module, uses);
-    }
-  }
-  return uses;
 }
 
 // Reads the methods of a module into the layer; nothing where none applies the weight.
@@ -218,6 +197,24 @@ std::optional<Layer> read_layer(const std::string& name, const Module& module, c
 }
 
 }  // namespace
+
+std::string OutsideUses::find(const Module& module) const {
+  const auto object = objects.find(module._ivalue().get());
+  if (object != objects.end()) return object->second;
+  const auto type = types.find(module.type()->name()->qualifiedName());
+  return type == types.end() ? "" : type->second;
+}
+
+OutsideUses find_outside_uses(const Module& program) {
+  OutsideUses uses;
+  for (const Module& module : program.modules()) {
+    for (torch::jit::Function* function : functions_of(module)) {
+      const auto& graph = torch::jit::toGraphFunction(*function).graph();
+      find_outside_uses(graph->block(), graph->inputs()[0], module, uses);
+    }
+  }
+  return uses;
+}
 
 std::vector<Layer> list_layers(const Module& program) {
   const OutsideUses uses = find_outside_uses(program);

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/jit/api/function_impl.h>
 
+#include "mcompress/model/program.h"
+
 namespace mcompress {
 
 namespace {
@@ -92,6 +94,27 @@ Module copy_with(const Module& module, const std::map<std::string, Module>& chil
   for (const auto* hook : old_type->getForwardHooks())
     type->addForwardHook(copy_function(*hook, old_type, type));
   return Module(object);
+}
+
+Module replace_tensors(const Module& program, const std::map<std::string, at::Tensor>& tensors) {
+  Edits edits;
+  std::map<std::string, std::map<std::string, at::Tensor>> of_module;
+  for (const auto& [name, tensor] : tensors) {
+    const auto [module, attribute] = split_path(name);
+    of_module[module][attribute] = tensor;
+  }
+  for (const auto& [module, values] : of_module) {
+    edits[module] = [values](Module& copy) {
+      for (const auto& [attribute, tensor] : values) copy.setattr(attribute, tensor);
+    };
+  }
+  return replace_modules(program, {}, edits);
+}
+
+std::pair<std::string, std::string> split_path(const std::string& path) {
+  const size_t dot = path.rfind('.');
+  return dot == std::string::npos ? std::pair(std::string(), path)
+                                  : std::pair(path.substr(0, dot), path.substr(dot + 1));
 }
 
 Module replace_modules(const Module& program, const std::map<std::string, Module>& replacements,

@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 
 #include <torch/script.h>
 
@@ -21,5 +22,8 @@ using Edits = std::map<std::string, std::function<void(torch::jit::Module& copy)
 torch::jit::Module replace_modules(const torch::jit::Module& program,
                                    const std::map<std::string, torch::jit::Module>& replacements,
                                    const Edits& edits = {});
+
+// "encoder.fc1" in "encoder" and "fc1".
+std::pair<std::string, std::string> split_path(const std::string& path);
 
 }  // namespace mcompress

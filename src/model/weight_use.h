@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
@@ -40,5 +41,15 @@ bool is_pad(const torch::jit::Value* value);  // whether it comes from aten::pad
 // reached by attributes alone.
 std::optional<torch::jit::Module> module_of(const torch::jit::Value* value, const torch::jit::Value* self,
                                             const torch::jit::Module& owner);
+
+// The attribute of a module that code outside its own methods reads or sets: by object, or by type
+// where the code does not tell which module of that type it means.
+struct OutsideUses {
+  std::map<const c10::ivalue::Object*, std::string> objects;
+  std::map<std::string, std::string> types;
+
+  std::string find(const torch::jit::Module& module) const;  // empty where there is none
+};
+OutsideUses find_outside_uses(const torch::jit::Module& program);
 
 }  // namespace mcompress

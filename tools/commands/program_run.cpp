@@ -22,6 +22,7 @@ void check_options(const ProgramRun& command) {
       {"--format", command.groups.format != command.plain_format},
       {"--max-shard-size", command.groups.shard_bytes != GroupOptions().shard_bytes},
       {"--lm-head", command.groups.head},
+      {"--embeddings", command.groups.embedding_bits > 0},
       {"--resume", command.resume}};
   for (const auto& [name, given] : used) {
     if (given)
@@ -114,6 +115,7 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   std::map<std::string, RoundedLayer> rounded;
   std::map<std::string, CompressedWeight> weights;
   std::vector<Layer> changed = layers;  // with new biases
+  std::map<std::string, at::Tensor> others;
   timed(report, command.name, [&] {
     RoundedProgram result = command.round(program, layers, grids, calibration->batch(0, calibration->size()));
     for (RoundedLayer& layer : result.layers) {
@@ -121,9 +123,9 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
       rounded[layer.name] = std::move(layer);
     }
     for (Layer& layer : changed) {
-      if (const auto bias = result.biases.find(layer.name); bias != result.biases.end())
-        layer.bias = bias->second;
+      if (auto bias = result.changed.extract(layer.name + ".bias")) layer.bias = bias.mapped();
     }
+    others = std::move(result.changed);
     report.folds = std::move(result.folds);
   });
   for (Decision& decision : plan) {
@@ -132,7 +134,8 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   }
   if (rounded.empty()) throw bad_data("the calibration data reaches no layer of '{}'", options.model);
   add_records(plan, grids, rounded, report);
-  const auto replaced = replace_layers(program, changed, weights, Runtime::kPortable);
+  const auto replaced =
+      replace_tensors(replace_layers(program, changed, weights, Runtime::kPortable), others);
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(replaced); });
   report.predicted_bytes = count_program_bytes(serialized);
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);

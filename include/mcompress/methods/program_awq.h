@@ -18,10 +18,11 @@ struct ProgramAwqPlan {
   int64_t points = 20;  // powers that are tried for the scales of a layer's inputs
 };
 
-// Rounds layers by AWQ (arXiv:2306.00978) with what the float program gives them for `batch`. Where a linear
-// layer alone takes what another one gives, at most through a ReLU, its channels get the scale that loses
-// least on the Hessian, and the rows and the bias of the other make up for it. Layers that share a weight
-// share what becomes of it, without scales. Throws as gptq_program(). Memory: the Hessians of all layers.
+// Rounds layers by AWQ (arXiv:2306.00978) with what the float program gives them for `batch`. Where linear
+// layers alone take what a layer normalization gives, or one takes what another linear layer gives, at most
+// through a ReLU, their channels get the scale that loses least on the Hessian, and the norm, or the rows and
+// the bias of the other layer, make up for it. Layers that share a weight share what becomes of it, without
+// scales. Throws as gptq_program(). Memory: the Hessians of all layers.
 RoundedProgram awq_program(const torch::jit::Module& program, const std::vector<Layer>& layers,
                            const ProgramAwqPlan& plan, const at::Tensor& batch);
 

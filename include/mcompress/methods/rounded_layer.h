@@ -42,7 +42,7 @@ struct RoundedBlock {
 struct RoundedProgram {
   std::vector<RoundedLayer> layers;  // that the program reached
   std::vector<Fold> folds;
-  std::map<std::string, at::Tensor> biases;  // new ones, by the name of their layer
+  std::map<std::string, at::Tensor> changed;  // other tensors with new values, by their name
 };
 
 // What became of a weight [rows, channels]: name, codes, and how far their values are from it.

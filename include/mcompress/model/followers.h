@@ -43,6 +43,15 @@ FollowerList find_followers(const torch::jit::Module& program, const std::vector
 std::vector<std::optional<size_t>> find_takers(const torch::jit::Module& program,
                                                const std::vector<Layer>& layers);
 
+// A layer normalization over the last dimension whose output linear layers alone are given, all used once.
+struct NormTakers {
+  std::string name;            // "blocks.0.ln_1"
+  at::Tensor weight, bias;     // [channels]; there may be no bias
+  std::vector<size_t> takers;  // by layer index
+};
+// Follows outputs into the modules that they are handed to.
+std::vector<NormTakers> find_norm_takers(const torch::jit::Module& program, const std::vector<Layer>& layers);
+
 // A copy of `program` that leaves out what follows the layers with these indices, and that holds other
 // modules in the place of layers where `replacements` names them.
 torch::jit::Module drop_followers(const torch::jit::Module& program, const std::vector<Layer>& layers,

@@ -36,6 +36,11 @@ std::vector<Layer> list_layers(const torch::jit::Module& program);
 torch::jit::Module replace_layers(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                   const std::map<std::string, CompressedWeight>& weights, Runtime runtime);
 
+// A copy of `program` with other tensors in the place of some, such as "encoder.norm.weight", of the same
+// shapes; everything else is shared.
+torch::jit::Module replace_tensors(const torch::jit::Module& program,
+                                   const std::map<std::string, at::Tensor>& tensors);
+
 // Takes the input that a layer's weight is applied to, at each use of the layer; `layer` is its place in the
 // list. Inputs are not kept: what the sink does not copy is gone.
 using InputSink = std::function<void(size_t layer, const at::Tensor& input)>;
