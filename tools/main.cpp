@@ -61,7 +61,17 @@ bool contains(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
+// An option with a value that may be left out would take the model for it.
+void spell_out(std::vector<std::string>& words) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    const bool given =
+        i + 1 < words.size() && words[i + 1].find_first_not_of("0123456789") == std::string::npos;
+    if (words[i] == "--embeddings" && !given) words[i] = "--embeddings=8";
+  }
+}
+
 void parse(Program& program, std::vector<std::string> words) {
+  spell_out(words);
   std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
   program.app.parse(words);
 }

@@ -48,16 +48,18 @@ bool guess_kind(const Array& array, LayerKind& kind) {
     case 4: kind = LayerKind::kConv2d; break;
     default: return false;
   }
-  constexpr std::array kEmbeddingNames = {"embed", "wte.weight", "wpe.weight"};
-  const bool named = std::any_of(kEmbeddingNames.begin(), kEmbeddingNames.end(), [&](const char* part) {
-    // The last module of the name: a linear layer inside an 'embeddings' block is no embedding.
-    const size_t weight = array.name.rfind('.');
-    const size_t module =
-        weight == std::string::npos || weight == 0 ? std::string::npos : array.name.rfind('.', weight - 1);
-    return array.name.find(part, module == std::string::npos ? 0 : module) != std::string::npos;
-  });
-  if (named && kind == LayerKind::kLinear) kind = LayerKind::kEmbedding;
+  if (kind == LayerKind::kLinear && is_embedding(array.name)) kind = LayerKind::kEmbedding;
   return true;
+}
+
+bool is_embedding(const std::string& weight) {
+  // The last module of the name: a linear layer inside an 'embeddings' block is no embedding.
+  const size_t dot = weight.rfind('.');
+  const size_t module = dot == std::string::npos || dot == 0 ? std::string::npos : weight.rfind('.', dot - 1);
+  constexpr std::array kEmbeddingNames = {"embed", "wte.weight", "wpe.weight"};
+  return std::any_of(kEmbeddingNames.begin(), kEmbeddingNames.end(), [&](const char* part) {
+    return weight.find(part, module == std::string::npos ? 0 : module) != std::string::npos;
+  });
 }
 
 std::string obstacle_of(const Array& array, const std::set<std::string>& names) {

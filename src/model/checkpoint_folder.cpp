@@ -33,18 +33,25 @@ nlohmann::ordered_json quantization_config(const CheckpointFiles& checkpoint, co
                                   {"observer", dynamic ? nlohmann::ordered_json(nullptr) : "minmax"},
                                   {"observer_kwargs", nlohmann::ordered_json::object()}};
   };
+  const auto group = [&](const std::vector<std::string>& targets, const nlohmann::ordered_json& inputs) {
+    return nlohmann::ordered_json{
+        {"targets", targets},
+        {"output_activations", nullptr},
+        {"weights", scheme(plan.type == StoredType::kInt8Tensor ? "tensor" : "channel", false)},
+        {"input_activations", inputs}};
+  };
+  nlohmann::ordered_json groups = {{"group_0", group({"Linear"}, scheme("token", true))}};
+  if (!plan.embeddings.empty()) {
+    groups["group_1"] = group(plan.embeddings, nullptr);
+    groups["group_1"]["format"] = "int-quantized";  // else readers take it for packed, as it rounds no inputs
+  }
   return {{"quant_method", "compressed-tensors"},
           {"format", "int-quantized"},
           {"quantization_status", "compressed"},
           {"global_compression_ratio", nullptr},
           {"kv_cache_scheme", nullptr},
           {"ignore", kept},
-          {"config_groups",
-           {{"group_0",
-             {{"targets", {"Linear"}},
-              {"output_activations", nullptr},
-              {"weights", scheme(plan.type == StoredType::kInt8Tensor ? "tensor" : "channel", false)},
-              {"input_activations", scheme("token", true)}}}}}};
+          {"config_groups", groups}};
 }
 
 // The index of the output: every tensor with its shard, and the bytes of them all.

@@ -78,22 +78,27 @@ ordered_json scheme_of(int bits, int64_t group_size, bool symmetric) {
           {"observer_kwargs", ordered_json::object()}};
 }
 
-// Of several grids each names its layers.
+// Embeddings are named, and linear layers where they have several grids.
 ordered_json compressed_tensors_config(const PackedFolder& folder) {
   std::map<std::pair<int, int64_t>, ordered_json> targets;  // by bits and group size
+  ordered_json embeddings = ordered_json::array();
   for (const PackedLayer& layer : folder.layers) {
     const int64_t size = layer.group_size >= layer.inputs ? -1 : layer.group_size;
-    targets[{layer.bits, size}].push_back(layer.name);
+    (layer.embedding ? embeddings : targets[{layer.bits, size}]).push_back(layer.name);
   }
   ordered_json groups = ordered_json::object();
-  for (auto& [grid, names] : targets) {
-    if (targets.size() == 1) names = ordered_json::array({"Linear"});
-    groups["group_" + std::to_string(groups.size())] = {
-        {"targets", names},
-        {"weights", scheme_of(grid.first, grid.second, folder.symmetric)},
-        {"input_activations", nullptr},
-        {"output_activations", nullptr}};
-  }
+  const auto add = [&](const ordered_json& names, const ordered_json& scheme) -> ordered_json& {
+    ordered_json& group = groups["group_" + std::to_string(groups.size())];
+    group = {{"targets", names},
+             {"weights", scheme},
+             {"input_activations", nullptr},
+             {"output_activations", nullptr}};
+    return group;
+  };
+  for (const auto& [grid, names] : targets)
+    add(targets.size() == 1 ? ordered_json::array({"Linear"}) : names,
+        scheme_of(grid.first, grid.second, folder.symmetric));
+  if (!embeddings.empty()) add(embeddings, scheme_of(8, -1, true))["format"] = "int-quantized";
   ordered_json ignore = folder.kept;
   if (!folder.head) ignore.push_back(folder.head_name);
   return {{"quant_method", "compressed-tensors"},

@@ -12,6 +12,7 @@
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/pieces.h"
 #include "packed_config.h"
+#include "packed_words.h"
 #include "shards.h"
 
 namespace mcompress {
@@ -35,6 +36,10 @@ std::vector<PackedPart> parts_of(const PackedLayer& layer, const PackedFolder& o
 }
 
 PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const PackedFolder& options) {
+  const bool embedding =
+      std::any_of(options.layers.begin(), options.layers.end(),
+                  [&](const PackedLayer& each) { return each.embedding && each.name == layer; });
+  if (options.form && embedding) return pack_rows(weight);
   if (options.form) return pack_layer(*options.form, options.symmetric, weight);
   const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
   const bool transposed = options.transposed && layer != options.head_name;
@@ -46,7 +51,8 @@ PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const
 std::map<std::string, const PackedLayer*> replaced_arrays(const PackedFolder& options) {
   std::map<std::string, const PackedLayer*> layers;
   for (const PackedLayer& layer : options.layers) {
-    if (!options.source_form) {
+    if (!options.source_form || layer.embedding) {
+      layers[layer.name + ".weight_scale"] = nullptr;
       layers[layer.name + ".weight"] = &layer;
       continue;
     }

@@ -38,6 +38,8 @@ std::vector<PackedPart> packed_parts(PackedForm form, const PackedLayer& layer) 
               {".scales", DType::kF16, {groups, n}}};
     case PackedForm::kCompressedTensors: break;
   }
+  // int-quantized: transformers has no packed embeddings.
+  if (layer.embedding) return {{".weight", DType::kI8, {n, k}}, {".weight_scale", DType::kF16, {n, 1}}};
   std::vector<PackedPart> parts = {{".weight_packed", DType::kI32, {n, words_for(k, layer.bits)}},
                                    {".weight_scale", DType::kF16, {n, groups}},
                                    {".weight_shape", DType::kI64, {2}}};
@@ -68,6 +70,13 @@ uint64_t packed_bytes(PackedForm form, const PackedLayer& layer) {
   return bytes;
 }
 
+int packed_width(int64_t words, int64_t codes) {
+  for (const int bits : {4, 8, 2, 3, 5, 6, 7}) {
+    if (words_for(codes, bits) == words) return bits;
+  }
+  return 0;
+}
+
 std::string packed_obstacle(PackedForm form, int64_t outputs, int64_t inputs) {
   switch (form) {
     case PackedForm::kGptq:
@@ -84,13 +93,29 @@ std::string packed_obstacle(PackedForm form, int64_t outputs, int64_t inputs) {
 }
 
 std::string packed_refusal(PackedForm form, const PackedLayer& layer) {
-  if (form == PackedForm::kGptq || form == PackedForm::kGptqV2)
-    return "";  // which has all widths that we have
-  const bool awq = form == PackedForm::kAwq;
   const char* format = name_of(form);
-  if (layer.bits != 4 && (awq || layer.bits != 8))
-    return fmt::format("--format {} has no weights of {} bits; use {}, or --format gptq", format, layer.bits,
-                       awq ? "4" : "4 or 8");
+  const bool gptq = form == PackedForm::kGptq || form == PackedForm::kGptqV2, awq = form == PackedForm::kAwq;
+  if (layer.embedding && (gptq || awq))
+    return fmt::format("--format {} has no embeddings; use --format compressed-tensors", format);
+  if (layer.embedding && layer.bits != 8)
+    return fmt::format(
+        "--format {} has embeddings of 8 bits, and none of {}; use --embeddings 8, or --format dequantized",
+        format, layer.bits);
+  if (layer.embedding) return "";
+  if (gptq && layer.bits != 2 && layer.bits != 3 && layer.bits != 4 && layer.bits != 8)
+    return fmt::format(
+        "--format gptq has no weights of {} bits; use 2, 3, 4 or 8, or --format "
+        "compressed-tensors",
+        layer.bits);
+  if (gptq) return "";
+  if (awq && layer.bits != 4)
+    return fmt::format("--format awq has no weights of {} bits; use 4, or --format compressed-tensors",
+                       layer.bits);
+  if (!awq && packed_width(words_for(layer.inputs, layer.bits), layer.inputs) != layer.bits)
+    return fmt::format(
+        "--format {} does not tell {} bits of {} input features from others; use --bits 4, or "
+        "leave the layer out with --ignore",
+        format, layer.bits, layer.inputs);
   // AWQ's readers count groups by the size that all layers have.
   const int64_t size = awq ? layer.group_size : std::min(layer.group_size, layer.inputs);
   if (layer.group_size > 0 && layer.inputs % size != 0)

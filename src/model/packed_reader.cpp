@@ -1,6 +1,7 @@
 #include "mcompress/base/error.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/packed_folder.h"
+#include "packed_words.h"
 
 namespace mcompress {
 
@@ -15,6 +16,16 @@ PackedReader::PackedReader(const CheckpointFiles& checkpoint, PackedForm form)
     if (index_.contains(layer + ".weight"))
       throw bad_data("layer '{}' has both a '{}' and a '.weight'", layer, suffixes[0]);
     layers_[layer] = packed_sizes(form, tensors_of(layer), layer);
+  }
+  // Codes of 8 bits that are not packed, as of embeddings.
+  for (const Array& array : checkpoint.arrays) {
+    if (form != PackedForm::kCompressedTensors || array.dtype != DType::kI8 ||
+        !array.name.ends_with(".weight"))
+      continue;
+    const std::string layer = array.name.substr(0, array.name.rfind('.'));
+    const IntGroup codes = read(layer);
+    parts_.insert({array.name, scale_name(array.name)});
+    layers_[layer] = {codes.codes.size(0), codes.codes.size(1)};
   }
   // Whatever else is named like a part must have a layer.
   for (const Array& array : checkpoint.arrays) {
@@ -39,6 +50,16 @@ std::optional<PackedForm> guess_form(const CheckpointFiles& checkpoint) {
 }
 
 IntGroup PackedReader::read(const std::string& layer) const {
+  if (const auto codes = index_.find(layer + ".weight"); codes != index_.end()) {
+    const Array& array = checkpoint_.arrays[codes->second];
+    const auto scale = index_.find(scale_name(array.name));
+    if (array.shape.size() != 2 || array.bytes.empty() || scale == index_.end())
+      throw bad_data("layer '{}': its 8-bit weight is no matrix, or lacks '{}'", layer,
+                     scale_name(array.name));
+    const Array& scales = checkpoint_.arrays[scale->second];
+    return unpack_rows(rows_of(array, 0, array.shape[0]),
+                       rows_of(scales, 0, scales.shape.empty() ? 1 : scales.shape[0]), layer);
+  }
   return unpack_layer(form_, tensors_of(layer), layer);
 }
 

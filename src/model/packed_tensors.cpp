@@ -4,7 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <fmt/ranges.h>
+#include <fmt/format.h>
 
 #include "mcompress/base/error.h"
 #include "mcompress/model/packed_layer.h"
@@ -131,15 +131,6 @@ class Given {
     return at::arange(channels).div(channels / count, "floor");
   }
 
-  // The width with which so many codes fill so many words.
-  int width(int64_t words, int64_t codes, const std::vector<int>& known, const char* suffix) const {
-    for (const int bits : known) {
-      if (words_for(codes, bits) == words) return bits;
-    }
-    throw refuse(fmt::format("{} words of {} for {} channels are not {} bits each", words, suffix + 1, codes,
-                             fmt::join(known, ", ")));
-  }
-
  private:
   const at::Tensor& matrix(const char* suffix) const {
     const at::Tensor& tensor = (*this)[suffix];
@@ -157,10 +148,12 @@ IntGroup unpack_gptq(const Given& given, bool less_one) {
                    scales = given.scales(".scales");
   const int64_t outputs = words.size(1), count = scales.size(0), inputs = given[".g_idx"].numel();
   const at::Tensor groups = given.groups(".g_idx", inputs, count);
-  const int bits = given.width(words.size(0), inputs, {2, 3, 4, 8}, ".qweight");
-  if (inputs * bits != words.size(0) * kWord)
-    throw given.refuse(fmt::format("g_idx tells of {} channels, which do not fill the {} words of qweight",
-                                   inputs, words.size(0)));
+  const auto bits = static_cast<int>(words.size(0) * kWord / inputs);
+  if (inputs * bits != words.size(0) * kWord || (bits != 2 && bits != 3 && bits != 4 && bits != 8))
+    throw given.refuse(
+        fmt::format("g_idx tells of {} channels, which do not fill the {} words of qweight "
+                    "with 2, 3, 4 or 8 bits each",
+                    inputs, words.size(0)));
   given.expect(".scales", scales, count, outputs);
   given.expect(".qzeros", zero_words, count, words_for(outputs, bits));
   at::Tensor zero = unpacked(zero_words.t(), outputs, bits).t();
@@ -185,7 +178,10 @@ IntGroup unpack_compressed_tensors(const Given& given) {
   if (outputs != words.size(0) || inputs < 1 || inputs > words.size(1) * kWord)
     throw given.refuse(fmt::format("weight_shape is [{}, {}], and weight_packed [{}, {}]", outputs, inputs,
                                    words.size(0), words.size(1)));
-  const int bits = given.width(words.size(1), inputs, {4, 8}, ".weight_packed");
+  const int bits = packed_width(words.size(1), inputs);
+  if (bits == 0)
+    throw given.refuse(fmt::format("{} words of weight_packed for {} channels are not 2 to 8 bits each",
+                                   words.size(1), inputs));
   given.expect(".weight_scale", scales, outputs, count);
   at::Tensor zero;
   if (given.has(".weight_zero_point")) {
@@ -224,6 +220,22 @@ PackedTensors pack_layer(PackedForm form, bool symmetric, const IntGroup& weight
                            {".weight_shape", at::tensor({codes.size(0), codes.size(1)}, at::kLong)}};
   if (!symmetric) tensors[".weight_zero_point"] = packed(weight.zero.t(), weight.bits);
   return tensors;
+}
+
+PackedTensors pack_rows(const IntGroup& weight) {
+  return {{".weight", weight.codes.to(at::kShort).sub(128).to(at::kChar)},
+          {".weight_scale", weight.scale.contiguous()}};
+}
+
+IntGroup unpack_rows(const at::Tensor& codes, const at::Tensor& scales, const std::string& layer) {
+  const PackedTensors tensors = {{".weight_scale", scales.dim() == 1 ? scales.unsqueeze(1) : scales}};
+  const Given given(tensors, layer);
+  at::Tensor scale = given.scales(".weight_scale");
+  const int64_t rows = codes.size(0);
+  if (scale.numel() == 1) scale = scale.expand({rows, 1});
+  given.expect(".weight_scale", scale, rows, 1);
+  return {8, codes.to(at::kShort).add(128).to(at::kByte), scale.contiguous(),
+          at::full({rows, 1}, 128, at::kByte), at::zeros({codes.size(1)}, at::kLong)};
 }
 
 std::pair<int64_t, int64_t> packed_sizes(PackedForm form, const PackedTensors& tensors,

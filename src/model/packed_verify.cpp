@@ -24,6 +24,9 @@ namespace {
 
 using nlohmann::json;
 
+// As readers match names: at their start.
+Pattern from_start(const std::string& expression) { return Pattern("^(?:" + expression + ")"); }
+
 bool is_gptq(PackedForm form) { return form == PackedForm::kGptq || form == PackedForm::kGptqV2; }
 
 class Verifier {
@@ -56,8 +59,8 @@ class Verifier {
     const auto guessed = guess_form(files_);
     if (config_.value("quantization_config", json()).is_null()) {
       if (guessed)
-        find("config.json",
-             fmt::format("there are packed layers of {}, and no quantization_config", name_of(*guessed)));
+        find("config.json", fmt::format("there are packed layers of {}, and no quantization_config",
+                                        mcompress::name_of(*guessed)));
       return std::nullopt;
     }
     quantization_ = config_["quantization_config"];
@@ -68,14 +71,87 @@ class Verifier {
       if (!guessed)
         find("config.json",
              fmt::format("quantization_config tells of {}, and no layer is packed", read.text));
-      const bool same = guessed && (name_of(*guessed) == std::string(name_of(*read.form)));
+      const bool same =
+          guessed && (mcompress::name_of(*guessed) == std::string(mcompress::name_of(*read.form)));
       if (guessed && !same)
         find("config.json", fmt::format("quantization_config tells of {}, and the tensors are those of {}",
-                                        name_of(*read.form), name_of(*guessed)));
+                                        mcompress::name_of(*read.form), mcompress::name_of(*guessed)));
+      check_types(*read.form);
       return same ? read.form : std::nullopt;
     } catch (const Error& failure) {
       find("config.json", failure.what());
       return std::nullopt;
+    }
+  }
+
+  // A key of another type is one that some reader stops at, or takes for its default.
+  struct Key {
+    const char* name;
+    bool needed;
+    json::value_t type;
+  };
+
+  void check_keys(const json& object, const std::string& where, const std::vector<Key>& keys) {
+    for (const Key& key : keys) {
+      const json value = object.value(key.name, json());
+      const bool counted = value.is_number_integer();
+      const auto type = counted ? json::value_t::number_integer : value.type();
+      if (value.is_null() && !key.needed) continue;
+      if (value.is_null()) {
+        find(where, fmt::format("lacks '{}', which readers need", key.name));
+      } else if (type != key.type && !(counted && key.type == json::value_t::number_float)) {
+        find(where,
+             fmt::format("'{}' is {}, and readers expect {}", key.name, value.dump(), name_of(key.type)));
+      }
+    }
+  }
+
+  static const char* name_of(json::value_t type) {
+    switch (type) {
+      case json::value_t::number_integer: return "a whole number";
+      case json::value_t::number_float: return "a number";
+      case json::value_t::boolean: return "true or false";
+      case json::value_t::string: return "a text";
+      case json::value_t::array: return "a list";
+      default: return "an object";
+    }
+  }
+
+  void check_types(PackedForm form) {
+    using enum json::value_t;
+    const std::string where = "config.json";
+    if (is_gptq(form)) {
+      check_keys(quantization_, where,
+                 {{"bits", true, number_integer},
+                  {"group_size", true, number_integer},
+                  {"desc_act", true, boolean},
+                  {"sym", true, boolean},
+                  {"lm_head", false, boolean},
+                  {"true_sequential", false, boolean},
+                  {"static_groups", false, boolean},
+                  {"damp_percent", false, number_float},
+                  {"dynamic", false, object},
+                  {"modules_in_block_to_quantize", false, array}});
+    } else if (form == PackedForm::kAwq) {
+      const bool old = quantization_.contains("w_bit");  // as AutoAWQ first named them
+      check_keys(
+          quantization_, where,
+          {{old ? "w_bit" : "bits", true, number_integer},
+           {quantization_.contains("q_group_size") ? "q_group_size" : "group_size", true, number_integer},
+           {"zero_point", true, boolean},
+           {"modules_to_not_convert", false, array}});
+    } else {
+      check_keys(quantization_, where, {{"ignore", false, array}});
+      for (const auto& [name, group] : quantization_["config_groups"].items()) {
+        const std::string path = where + ", config_groups." + name;
+        check_keys(group, path, {{"targets", true, array}});
+        check_keys(group["weights"], path + ".weights",
+                   {{"num_bits", false, number_integer},
+                    {"type", false, string},
+                    {"symmetric", false, boolean},
+                    {"strategy", false, string},
+                    {"group_size", false, number_integer}});
+      }
     }
   }
 
@@ -155,21 +231,39 @@ class Verifier {
   // Bits and group size that the configuration gives this layer; 0 where it does not say.
   std::pair<int64_t, int64_t> wanted_of(PackedForm form, const std::string& name) const {
     if (form == PackedForm::kCompressedTensors) {
-      const json& groups = quantization_.at("config_groups");
-      if (groups.size() != 1) return {0, 0};
-      const json& weights = groups.front().at("weights");
-      return {number(weights, "num_bits"), std::max<int64_t>(-1, number(weights, "group_size", -1))};
+      const json* scheme = scheme_of(name);
+      if (scheme == nullptr) return {0, 0};
+      return {number(*scheme, "num_bits"), std::max<int64_t>(-1, number(*scheme, "group_size", -1))};
     }
     json scheme = quantization_;
     const json dynamic = quantization_.value("dynamic", json());
     // As GPTQModel: the first that matches from the start of the name on.
+    if (!dynamic.is_object()) return {number(scheme, "bits"), number(scheme, "group_size")};
     for (const auto& [key, value] : dynamic.items()) {
       const bool marked = key.starts_with("+:") || key.starts_with("-:");
-      if (!Pattern("^(?:" + (marked ? key.substr(2) : key) + ")").matches(name)) continue;
+      if (!from_start(marked ? key.substr(2) : key).matches(name)) continue;
       if (value.is_object()) scheme.update(value);
       break;
     }
     return {number(scheme, "bits"), number(scheme, "group_size")};
+  }
+
+  // As compressed-tensors: what names the layer goes before what names its class.
+  const json* scheme_of(const std::string& name) const {
+    const char* kind = is_embedding(name + ".weight") ? "Embedding" : "Linear";
+    const json* of_class = nullptr;
+    for (const json& group : quantization_.at("config_groups")) {
+      const json targets = group.value("targets", json());
+      for (const json& target : targets) {
+        if (!target.is_string()) continue;
+        const auto text = target.get<std::string>();
+        const bool named =
+            text == name || (text.starts_with("re:") && from_start(text.substr(3)).matches(name));
+        if (named) return &group.at("weights");
+        if (text == kind) of_class = &group.at("weights");
+      }
+    }
+    return of_class;
   }
 
   static int64_t number(const json& object, const char* key, int64_t otherwise = 0) {
@@ -229,6 +323,15 @@ class Verifier {
                      sqnr, weight.bits, least));
   }
 
+  // Whether the embedding is the output layer, which not every configuration says.
+  bool is_tied() const {
+    try {
+      return read_model_config(folder_).tied_head;
+    } catch (const Error&) {
+      return config_.value("tie_word_embeddings", json()) == true;
+    }
+  }
+
   // Readers make every Linear of the targets a packed one.
   void check_ignored(const PackedReader& reader) {
     std::vector<std::string> names;
@@ -238,7 +341,7 @@ class Verifier {
       if (!entry.is_string()) continue;
       const auto text = entry.get<std::string>();
       if (text.starts_with("re:")) {
-        patterns.emplace_back("^" + text.substr(3));
+        patterns.push_back(from_start(text.substr(3)));
       } else {
         names.push_back(text);
       }
@@ -251,6 +354,10 @@ class Verifier {
     };
     for (const auto& [name, sizes] : reader.layers()) {
       if (ignored(name)) find(name, "is packed, and quantization_config ignores it");
+    }
+    for (const auto& [name, sizes] : reader.layers()) {
+      if (is_embedding(name + ".weight") && is_tied())
+        find(name, "is packed, and readers are to find the output layer in it (tie_word_embeddings)");
     }
     // Only where all Linear modules are targets.
     bool all = false;

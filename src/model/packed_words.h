@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "mcompress/formats/packed_codes.h"
+#include "mcompress/model/packed_layer.h"
 
 namespace mcompress {
 
@@ -11,5 +13,13 @@ constexpr int64_t kWord = 32;
 inline int64_t words_for(int64_t count, int bits) {
   return static_cast<int64_t>(words_of(static_cast<size_t>(count), bits));
 }
+
+// The bits of so many codes of compressed-tensors in so many words; 0 where there are none.
+int packed_width(int64_t words, int64_t codes);
+
+// Rows of 8 bits with a scale each, or one for all, as compressed-tensors has those that are not packed:
+// codes I8 [N, K] less 128. Throws Error(65) as unpack_layer().
+IntGroup unpack_rows(const at::Tensor& codes, const at::Tensor& scales, const std::string& layer);
+PackedTensors pack_rows(const IntGroup& weight);
 
 }  // namespace mcompress

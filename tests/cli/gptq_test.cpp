@@ -26,7 +26,7 @@ TEST_F(GptqFolder, HasEveryLayerRoundedAndReported) {
   int layers = 0;
   for (const json& layer : report["layers"]) {
     if (layer["name"] == "model.embed_tokens") {
-      EXPECT_EQ(layer["reason"], "the embedding is left alone");
+      EXPECT_EQ(layer["reason"], "embeddings are left alone without --embeddings");
       continue;
     }
     ++layers;
@@ -204,7 +204,7 @@ TEST_F(GptqFolder, HasLayersOfTheirOwnSettings) {
       json::parse(R"([["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"]])"));
   EXPECT_GT(perplexity("out"), 1);
   expect_all({{gptq("--layer-config down_proj --force"), 2, "there is no '='"},
-              {gptq("--layer-config down_proj=bits:5 --force"), 2, "none of 2, 3, 4 and 8"},
+              {gptq("--layer-config down_proj=bits:9 --force"), 2, "is not from 2 to 8"},
               {gptq("--layer-config down_proj=group:0 --force"), 2, "neither -1 nor from 1 to 16777216"},
               {gptq("--layer-config down_proj=sym:1 --force"), 2, "neither bits:N nor group:N"},
               {gptq("--layer-config no_such=bits:8 --force"), 2, "--layer-config 'no_such' matches no layer"},
@@ -261,7 +261,8 @@ TEST_F(GptqFolder, RefusesWhatItCannotCalibrateOn) {
        {with("same.bin"), 65, "one token again and again"},
        {with("far.bin"), 65, "65535"},
        {with("text.txt", "--seqlen 4000"), 2, "--seqlen 4000 is beyond the 128 positions"},
-       {with("text.txt", "--bits 5"), 2, "--bits"},
+       {with("text.txt", "--bits 5"), 2, "no weights of 5 bits"},
+       {with("text.txt", "--bits 9"), 2, "--bits"},
        {with("text.txt", "--group-size 0"), 2, "neither -1 nor from 1 to 16777216"},
        {with("text.txt", "--damp-percent nan"), 2, "--damp-percent"},
        {"gptq " + (folder_ / "model") + " -o " + (folder_ / "out"), 2, "gptq needs --calib-data"},

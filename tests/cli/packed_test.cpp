@@ -84,7 +84,7 @@ TEST_F(PackedFormats, KeepTheirCodesWhenConverted) {
 TEST_F(PackedFormats, AreRoundedAgainOnlyWhenAsked) {
   report_of(weight_only("--group-size 32 --bits 3 --format gptq", "three"));
   expect_all({{convert("three", "no", "--format awq"), 2, "has no weights of 3 bits"},
-              {convert("three", "no", "--format compressed-tensors"), 2, "--allow-requantize"},
+              {convert("three", "no", "--format awq"), 2, "--allow-requantize"},
               {convert("model", "no", "--format awq"), 2, "holds no packed layers"},
               {convert("three", "three", "--format gptq"), 73, "is the input"},
               {"convert " + (folder_ / "three") + " --format gptq", 2, "needs -o"},
@@ -119,7 +119,9 @@ TEST_F(PackedFormats, RefuseWhatTheyHaveNoPlaceFor) {
   const std::string small = "--group-size 32 ";
   expect_all(
       {{weight_only(small + "--format awq --bits 8"), 2, "has no weights of 8 bits; use 4"},
-       {weight_only(small + "--format compressed-tensors --bits 2"), 2, "use 4 or 8"},
+       {weight_only(small + "--format gptq --bits 5"), 2, "has no weights of 5 bits; use 2, 3, 4 or 8"},
+       {weight_only(small + "--format compressed-tensors --bits 9"), 2, "--bits"},
+       {weight_only(small + "--layer-config down_proj=bits:9"), 2, "bits:9 is not from 2 to 8"},
        {weight_only("--group-size 64 --group-size-fallback tail --format awq"), 2, "groups of one size"},
        {weight_only("--group-size 64 --format awq"), 2, "does not divide"},
        {weight_only(small + "--format awq --layer-config down_proj=group:96"), 2, "one group size for all"},
@@ -137,9 +139,119 @@ TEST_F(PackedFormats, RefuseWhatTheyHaveNoPlaceFor) {
       folder_ / "out");
 }
 
+// In any width, and with less error the more bits they have.
+TEST_F(PackedFormats, HaveTwoToEightBits) {
+  double before = 0;
+  for (int bits = 2; bits <= 8; ++bits) {
+    const std::string options = "--group-size 32 --bits " + std::to_string(bits);
+    const json report = report_of(weight_only(options + " --format compressed-tensors", "packed"));
+    EXPECT_EQ(report["warnings"].size(), bits == 4 || bits == 8 ? 0U : 1U) << report["warnings"];
+    report_of(convert("packed", "dense", "--format dequantized"));
+    report_of(weight_only(options + " --format dequantized", "plain"));
+    EXPECT_NEAR(perplexity("dense"), perplexity("plain"), 1e-3 * perplexity("plain"));  // the rest in float16
+    for (const json& layer : report["layers"]) {
+      if (layer["name"] != "model.layers.0.mlp.up_proj") continue;
+      EXPECT_GT(layer["sqnr_db"].get<double>(), before + 4) << bits;
+      before = layer["sqnr_db"];
+    }
+    EXPECT_EQ(run_mcompress("verify " + (folder_ / "packed")).out, "nothing found; 14 packed layers\n");
+  }
+}
+
+// An embedding that is no head is packed apart from the linear layers, by every method.
+TEST_F(PackedFormats, HoldEmbeddings) {
+  const std::string packed = "--group-size 32 --format compressed-tensors ";
+  expect_all({{weight_only(packed + "--embeddings 8"), 2, "is its output layer too"},
+              {weight_only(packed + "--embeddings 5"), 2, "--embeddings"},
+              {awq("--embeddings --format compressed-tensors"), 2, "--format gguf"},
+              {weight_only("--group-size 32 --embeddings 4"), 2, "--format gptq has no embeddings"},
+              {awq("--embeddings 4 --format awq"), 2, "--format awq has no embeddings"},
+              {"quantize " + (folder_ / "model") + " -o " + (folder_ / "out") + " --embeddings 4", 2,
+               "--embeddings 4 goes with --mode weight-only"},
+              {"gptq " + shipped("fashion_mlp.pt") + " --embeddings --calib-data x -o " + (folder_ / "out"),
+               2, "--embeddings is for language models"}},
+             folder_ / "out");
+  // As plain values a tied one may be rounded.
+  const double exact = perplexity("model");
+  report_of(weight_only("--group-size 32 --bits 8 --embeddings 4 --format dequantized", "tied"));
+  EXPECT_NE(perplexity("tied"), exact);
+  config_["tie_word_embeddings"] = false;
+  add("lm_head", {448, 64}, 1);
+  write_model();
+  expect_all({{weight_only(packed + "--embeddings 4"), 2, "has embeddings of 8 bits, and none of 4"},
+              {weight_only(packed + "--embeddings 8 --asym"), 2, "beside layers with zero points"}},
+             folder_ / "no");
+  const auto sqnr = [](const json& report) {
+    for (const json& layer : report["layers"]) {
+      if (layer["name"] == "model.embed_tokens" && layer["decision"] != "keep")
+        return layer["sqnr_db"].get<double>();
+    }
+    return 0.0;
+  };
+  const std::string text = "--seqlen 64 --nsamples 20 --calib-data " + (folder_ / "text.txt") + " ";
+  for (const std::string& command :
+       {weight_only(packed + "--embeddings 8"), weight_only(packed + text + "--embeddings=8"),
+        awq("--format compressed-tensors --embeddings 8"),
+        "gptq " + (folder_ / "model") + " -o " + (folder_ / "out") + " --force --embeddings 8 " + packed +
+            text}) {
+    const json report = report_of(command);
+    EXPECT_GT(sqnr(report), 35) << command;
+    EXPECT_EQ(report["output"]["bytes"], report["size"]["predicted_bytes"]) << command;
+    const json groups = config_of("out")["quantization_config"]["config_groups"];
+    EXPECT_EQ(groups["group_0"]["targets"], json::array({"Linear"}));
+    EXPECT_EQ(groups["group_1"]["targets"], json::array({"model.embed_tokens"}));
+    EXPECT_EQ(groups["group_1"]["weights"]["num_bits"], 8);
+    EXPECT_EQ(groups["group_1"]["format"], "int-quantized");
+    EXPECT_EQ(run_mcompress("verify " + (folder_ / "out") + " --against " + (folder_ / "model")).out,
+              "nothing found; 15 packed layers\n");
+    EXPECT_EQ(report_of("inspect " + (folder_ / "out"))["input"]["parameters"],
+              report["input"]["parameters"]);
+  }
+  const double packed_perplexity = perplexity("out");
+  expect_all({{convert("out", "no", "--format gptq"), 2, "--format gptq has no embeddings"},
+              {convert("out", "no", "--format awq --allow-requantize"), 2, "--format awq has no embeddings"}},
+             folder_ / "no");
+  report_of(convert("out", "again", "--format compressed-tensors"));
+  EXPECT_EQ(bytes_of("again"), bytes_of("out"));
+  report_of(convert("out", "dense", "--format dequantized"));
+  EXPECT_NEAR(perplexity("dense"), packed_perplexity, 1e-4 * packed_perplexity);
+  // Where values are written, they are the same ones.
+  report_of("gptq " + (folder_ / "model") + " -o " + (folder_ / "values") +
+            " --force --embeddings 8 --group-size 32 --format dequantized " + text);
+  EXPECT_NEAR(perplexity("values"), packed_perplexity, 0.05 * packed_perplexity);
+  // Dynamic int8 rounds inputs of linear layers, and the embedding beside them.
+  const std::string dynamic = "quantize " + (folder_ / "model") + " --force -o ";
+  report_of(dynamic + (folder_ / "plain8"));
+  report_of(dynamic + (folder_ / "int8") + " --embeddings");
+  EXPECT_EQ(config_of("int8")["quantization_config"]["config_groups"]["group_1"]["targets"],
+            json::array({"model.embed_tokens"}));
+  EXPECT_LT(bytes_of("int8").size(), 0.8 * static_cast<double>(bytes_of("plain8").size()));
+  EXPECT_NEAR(perplexity("int8"), perplexity("plain8"), 0.05 * perplexity("plain8"));
+  EXPECT_EQ(
+      run_mcompress("quantize --embeddings " + (folder_ / "model") + " --force -o " + (folder_ / "int8"))
+          .exit_code,
+      0);
+}
+
+// A copy of a head that is tied follows its embedding.
+TEST_F(PackedFormats, RoundATiedHeadWithItsEmbedding) {
+  tensors_["lm_head.weight"] = tensors_.at("model.embed_tokens.weight");
+  write_model();
+  const std::string options = "--group-size 32 --embeddings 4 --format dequantized ";
+  report_of(weight_only(options, "nearest"));
+  EXPECT_GT(perplexity("nearest"), 1);
+  report_of("gptq " + (folder_ / "model") + " -o " + (folder_ / "gptq") + " --force " + options +
+            "--seqlen 64 --nsamples 20 --calib-data " + (folder_ / "text.txt"));
+  EXPECT_GT(perplexity("gptq"), 1);
+}
+
 TEST_F(PackedFormats, TakeAnyModelWithMatrices) {
   config_ = {{"model_type", "bert"}};
   write_model();
+  const json both = report_of(weight_only("--group-size 32 --embeddings --format compressed-tensors"));
+  EXPECT_EQ(both["layers"][0]["name"], "model.embed_tokens");
+  EXPECT_EQ(both["layers"][0]["decision"], "int8");
+  EXPECT_TRUE(contains(both["warnings"].dump(), "where this model's output layer is its embedding"));
   const json report = report_of(weight_only("--group-size 32 --format compressed-tensors"));
   EXPECT_TRUE(contains(report["warnings"][0].get<std::string>(), "every matrix counts"));
   const json inspected = report_of("inspect " + (folder_ / "out"));

@@ -128,6 +128,27 @@ TEST_F(Verify, FindsEveryPlantedFault) {
     expect_found(faulty, "quantize_config.json: 'group_size' is 128, and in config.json 32");
   }
 
+  // Keys of another type.
+  expect_found(with_config(gptq, "dynamic", "none"), "'dynamic' is \"none\", and readers expect an object");
+  expect_found(with_config(gptq, "sym", 1), "'sym' is 1, and readers expect true or false");
+  expect_found(with_config(gptq, "desc_act", json()), "lacks 'desc_act', which readers need");
+  expect_found(with_config(gptq, "damp_percent", "1%"), "readers expect a number");
+  expect_found(with_config(awq, "group_size", "32"),
+               "'group_size' is \"32\", and readers expect a whole number");
+  expect_found(with_config(awq, "modules_to_not_convert", "lm_head"), "readers expect a list");
+  expect_found(with_config(packed, "ignore", "lm_head"), "readers expect a list");
+  expect_found(planted(packed,
+                       [](Tensors&, json& config) {
+                         config["quantization_config"]["config_groups"]["group_0"]["targets"] = "Linear";
+                       }),
+               "config_groups.group_0: 'targets' is \"Linear\", and readers expect a list");
+  expect_found(planted(packed,
+                       [](Tensors&, json& config) {
+                         config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] =
+                             16;
+                       }),
+               "a group_size of 16");
+
   // Tensors of one layer.
   expect_found(with(gptq, ".scales", [](auto& t) { set_half(t.bytes, 0x7E00); }), "NaN or infinite");
   expect_found(with(gptq, ".scales", [](auto& t) { set_half(t.bytes, 0); }), "1 of its scales are 0");

@@ -37,7 +37,7 @@ TEST(WriteCompressed, PiecesGiveWhatTheWholeGives) {
   source.checkpoint.files = {std::make_shared<const MappedFile>(folder / "source")};
   source.checkpoint.file_of = {0, 0};
   OutputFile file(folder / "out", false);
-  const StoragePlan plan{StoredType::kInt8Rows, {true, false}, {}};
+  const StoragePlan plan{StoredType::kInt8Rows, {true, false}, {}, {}};
   write_compressed(source.checkpoint, 0, plan, by_rows, file);
   EXPECT_EQ(file.size() + source.weight.numel() + 5000 * 4 + 7 * 4,
             predict_compressed_bytes(source.checkpoint, plan));

@@ -57,7 +57,7 @@ TEST(PackedLayer, ComesBackInEveryFormAndShape) {
   int tried = 0;
   for (const PackedForm form :
        {PackedForm::kGptq, PackedForm::kGptqV2, PackedForm::kAwq, PackedForm::kCompressedTensors}) {
-    for (const int bits : {2, 3, 4, 8}) {
+    for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
       for (const auto& [rows, channels] : {std::pair<int64_t, int64_t>{32, 64}, {96, 64}, {64, 192}}) {
         for (const int64_t group_size : {32, 64, -1}) {
           for (const bool symmetric : {true, false}) {
@@ -86,7 +86,19 @@ TEST(PackedLayer, ComesBackInEveryFormAndShape) {
       }
     }
   }
-  EXPECT_EQ(tried, 2 * 4 * 18 + 18 + 2 * 18);
+  EXPECT_EQ(tried, 2 * 4 * 18 + 18 + 7 * 18);
+}
+
+// Of few channels the words do not tell the bits.
+TEST(PackedLayer, RefusesBitsThatCannotBeTold) {
+  const auto refused = [](int64_t channels, int bits) {
+    return !packed_refusal(PackedForm::kCompressedTensors, {"layer", 32, channels, bits, -1, true}).empty();
+  };
+  for (int bits = 2; bits <= 8; ++bits) EXPECT_FALSE(refused(32, bits)) << bits;
+  EXPECT_FALSE(refused(4, 4));
+  EXPECT_TRUE(refused(4, 8));
+  EXPECT_TRUE(refused(16, 3));
+  EXPECT_FALSE(refused(16, 8));
 }
 
 TEST(PackedLayer, RefusesTensorsThatDoNotFit) {

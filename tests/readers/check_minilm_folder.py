@@ -9,6 +9,7 @@ MCOMPRESS_TEST_DATA: mean cosine of the mean of token states to that of fp32. Ex
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from running import test_data
@@ -45,12 +46,15 @@ def main():
     tokenizer = Tokenizer.from_file(source + "/tokenizer.json")
     tokenizer.no_padding()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([binary, "quantize", source, "-o", folder + "/q", "-q"], check=True)
-        exact, got = embeddings(source, texts, tokenizer), embeddings(folder + "/q", texts, tokenizer)
-    cosine = (exact * got).sum(-1)
-    print(f"mean cosine {cosine.mean():.5f}, lowest {cosine.min():.5f}")
-    assert cosine.mean() >= MIN_COSINE
-    assert cosine.mean() < 1 - 1e-6, "nothing was rounded"
+        exact, sizes = embeddings(source, texts, tokenizer), []
+        for options in ([], ["--embeddings"]):
+            subprocess.run([binary, "quantize", source, "-o", folder + "/q", "-q", "--force", *options], check=True)
+            cosine = (exact * embeddings(folder + "/q", texts, tokenizer)).sum(-1)
+            sizes.append(Path(folder + "/q/model.safetensors").stat().st_size)
+            print(f"{options}: mean cosine {cosine.mean():.5f}, lowest {cosine.min():.5f}, {sizes[-1]} bytes")
+            assert cosine.mean() >= MIN_COSINE
+            assert cosine.mean() < 1 - 1e-6, "nothing was rounded"
+        assert sizes[1] < 0.5 * sizes[0], "embeddings are more than half of what is left in float"
 
 
 if __name__ == "__main__":

@@ -71,22 +71,28 @@ def packed_layers(folder, suffix):
 
 
 def check_awq(folder, dense, vocabulary):
-    """GPTQModel's unpacking, and the logits of its model in float16, which is what it computes in."""
+    """GPTQModel's unpacking, and the logits of its model: in float16, which it computes in, and with products in float32."""
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear, dequantize_gemm
 
     layers = packed_layers(folder, ".qweight")
     model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=BACKEND.AWQ_TORCH).model
     ours, found = load_file(dense / "model.safetensors"), 0
-    for name, module in model.named_modules():
+    error = check_logits(model, dense, layers, vocabulary, 5e-3)
+    for name, module in list(model.named_modules()):
         if not isinstance(module, AwqTorchLinear):
             continue
         key = next(layer for layer in layers if name.endswith(layer)) + ".weight"
         theirs = dequantize_gemm(qweight=module.qweight, qzeros=module.qzeros, scales=module.scales, bits=module.bits, group_size=module.group_size)
         assert torch.equal(theirs.t().to(torch.float16), ours[key].to(torch.float16)), name
         found += 1
+        exact = torch.nn.Linear(*theirs.shape, bias=module.bias is not None)
+        exact.weight.data, parent = theirs.t().float(), name.rpartition(".")[0]
+        if module.bias is not None:
+            exact.bias.data = module.bias.data
+        setattr(model.get_submodule(parent), name.rpartition(".")[2], exact)
     assert found == len(layers) >= 4, (found, len(layers))
-    return found, check_logits(model, dense, layers, vocabulary, 5e-3)
+    return found, error, check_logits(model.float(), dense, layers, vocabulary, 1e-3)
 
 
 def check_compressed_tensors(folder, dense, vocabulary, ids):
@@ -105,6 +111,16 @@ def check_compressed_tensors(folder, dense, vocabulary, ids):
     ratio = their_perplexity(model, ids) / our_perplexity(folder, ids)
     assert abs(ratio - 1) < 1e-3, ratio
     return found, error
+
+
+def check_embedding(folder, dense, vocabulary):
+    """As transformers loads it by default: dequantize=True has one scheme for all layers, whatever their groups say."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    error = check_logits(model, dense, [*packed_layers(folder, ".weight_packed"), "model.embed_tokens"], vocabulary, 1e-3)
+    ours, state = load_file(dense / "model.safetensors"), model.state_dict()
+    for layer in (*packed_layers(folder, ".weight_packed"), "model.embed_tokens"):
+        assert torch.equal(state[layer + ".weight"].half(), ours[layer + ".weight"].half()), layer
+    return error
 
 
 def main():
@@ -128,15 +144,20 @@ def main():
                     run(*words, *settings, "--format", "awq", "-o", "awq")
                     run(*words, *settings, "--format", "compressed-tensors", "-o", "ct")
                     run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
-                    layers, error = check_awq(scratch / "awq", scratch / "dense", vocabulary)
-                    print(f"{kind} {method} {grid}: awq, {layers} layers as they were written, logits to {error:.1e}", flush=True)
+                    layers, half, error = check_awq(scratch / "awq", scratch / "dense", vocabulary)
+                    print(f"{kind} {method} {grid}: awq, {layers} layers as they were written, logits to {half:.1e}, in float32 {error:.1e}", flush=True)
                     layers, error = check_compressed_tensors(scratch / "ct", scratch / "dense", vocabulary, ids)
                     print(f"{kind} {method} {grid}: compressed-tensors, {layers} layers, logits to {error:.1e}", flush=True)
-        for bits, group in (("8", "32"), ("8", "-1"), ("4", "-1")):
+        for bits, group in (("8", "32"), ("8", "-1"), ("4", "-1"), ("2", "32"), ("3", "32"), ("5", "32"), ("6", "-1"), ("7", "32")):
             for grid in ("--sym", "--asym"):
                 run("quantize", scratch / "llama", "--mode", "weight-only", "--bits", bits, "--group-size", group, grid, "--force", "-q", "--format", "compressed-tensors", "-o", "ct")
                 run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
                 print(f"llama {bits} bits, groups of {group} {grid}: logits to {check_compressed_tensors(scratch / 'ct', scratch / 'dense', vocabulary, ids)[1]:.1e}", flush=True)
+        make_model("llama", scratch / "untied", intermediate_size=128, tie_word_embeddings=False)
+        for bits in ("4", "8"):
+            run("quantize", scratch / "untied", "--mode", "weight-only", "--bits", bits, "--embeddings", "8", "--group-size", "32", "--force", "-q", "--format", "compressed-tensors", "-o", "ct")
+            run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
+            print(f"llama of {bits} bits with an 8-bit embedding: logits to {check_embedding(scratch / 'ct', scratch / 'dense', vocabulary):.1e}", flush=True)
 
 
 if __name__ == "__main__":

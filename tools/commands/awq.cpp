@@ -75,6 +75,7 @@ Command awq_command() {
   const auto add_options = [options](CLI::App& app) {
     add_compress_options(app, *options, "What to write: a folder for a folder, TorchScript for TorchScript");
     add_group_options(app, *options, kGroup);
+    add_embeddings_option(app, options->embedding_bits, kEmbeddingsHelp)->group(kGroup);
     app.add_option("--scale-grid", options->points, "Powers that are tried for the scales of channels")
         ->check(CLI::Range(2, 200))
         ->group(kGroup);

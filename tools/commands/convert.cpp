@@ -26,7 +26,7 @@ struct Stored {
   std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
 };
 
-Stored describe(const std::string& name, const IntGroup& weight) {
+Stored describe(PackedForm source, const std::string& name, const IntGroup& weight) {
   const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1);
   const auto covers = [&](int64_t size) { return size > 0 && (channels + size - 1) / size == groups; };
   // The last group may be smaller, and g_idx may leave groups unused.
@@ -36,9 +36,13 @@ Stored describe(const std::string& name, const IntGroup& weight) {
     throw bad_data("layer '{}': its {} channels in {} groups have no one group size", name, channels, groups);
   Stored stored;
   stored.in_order = weight.groups.equal(at::arange(channels).div(size, "floor"));
-  stored.layer = {
-      name,        weight.codes.size(0),    channels,
-      weight.bits, groups == 1 ? -1 : size, weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>()};
+  stored.layer = {name,
+                  weight.codes.size(0),
+                  channels,
+                  weight.bits,
+                  groups == 1 ? -1 : size,
+                  weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>(),
+                  source == PackedForm::kCompressedTensors && is_embedding(name + ".weight")};
   return stored;
 }
 
@@ -61,7 +65,8 @@ std::string refusal_of(PackedForm form, const Stored& stored) {
 // fit.
 void round_anew(PackedForm form, Stored& stored) {
   PackedLayer& layer = stored.layer;
-  const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
+  std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
+  if (layer.embedding) obstacle = packed_refusal(form, layer);
   if (!obstacle.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, obstacle);
   layer.bits = layer.bits <= 4 || form == PackedForm::kAwq ? 4 : 8;
   while (layer.group_size > 0 && layer.inputs % layer.group_size != 0) --layer.group_size;
@@ -110,7 +115,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   bool symmetric = true;
   for (const auto& [name, sizes] : reader.layers()) {
     check_interrupt();
-    plan.layers.push_back(describe(name, reader.read(name)));
+    plan.layers.push_back(describe(source, name, reader.read(name)));
     const Stored& stored = plan.layers.back();
     symmetric = symmetric && stored.layer.symmetric;
   }
@@ -176,7 +181,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   for (const Stored& stored : plan.layers) {
     LayerRecord record;
     record.name = stored.layer.name;
-    record.kind = "linear";
+    record.kind = stored.layer.embedding ? "embedding" : "linear";
     record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
     if (stored.anew) record.reason = "rounded again, since the format has no place for its codes";
     record.parameters = stored.layer.outputs * stored.layer.inputs;

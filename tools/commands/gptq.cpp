@@ -107,6 +107,7 @@ Command gptq_command() {
   const auto add_options = [options](CLI::App& app) {
     add_compress_options(app, *options, "What to write: a folder for a folder, TorchScript for TorchScript");
     add_group_options(app, *options, kGroup);
+    add_embeddings_option(app, options->embedding_bits, kEmbeddingsHelp)->group(kGroup);
     add_layer_options(app, *options);
     add_calibration_options(app, *options, kGroup);
     app.add_flag("--resume", options->resume, "Go on from OUTPUT.checkpoint, where a stopped run left it")

@@ -38,8 +38,8 @@ LayerConfig parse_layer_config(const std::string& text) {
     const auto value = colon == std::string::npos ? std::nullopt : whole_number(item.substr(colon + 1));
     if (!value || (key != "bits" && key != "group"))
       throw refuse(fmt::format("'{}' is neither bits:N nor group:N", item));
-    if (key == "bits" && *value != 2 && *value != 3 && *value != 4 && *value != 8)
-      throw refuse(fmt::format("bits:{} is none of 2, 3, 4 and 8", *value));
+    if (key == "bits" && (*value < 2 || *value > 8))
+      throw refuse(fmt::format("bits:{} is not from 2 to 8", *value));
     if (key == "group" && (*value == 0 || *value < -1 || *value > kLargestGroup))
       throw refuse(fmt::format("group:{} is neither -1 nor from 1 to {}", *value, kLargestGroup));
     (key == "bits" ? config.bits : config.group_size) = *value;
@@ -129,14 +129,18 @@ std::map<std::string, GroupGrid> choose_grids(const GroupOptions& options,
   std::map<std::string, GroupGrid> grids;
   std::vector<Indivisible> indivisible;
   for (Decision& decision : plan) {
-    GroupGrid grid{static_cast<int>(options.bits), options.group_size, options.symmetric, options.search};
+    const auto layer = by_name.find(decision.name);
+    const bool embedding = layer != by_name.end() && layer->second->embedding;
+    GroupGrid grid{static_cast<int>(embedding ? options.embedding_bits : options.bits), options.group_size,
+                   options.symmetric, options.search};
+    const bool by_rows = embedding && form_of(options) == PackedForm::kCompressedTensors;
+    if (by_rows) grid = {grid.bits, -1, true, grid.search};
     for (LayerConfig& config : configs) {
       if (!config.expression.matches(decision.name)) continue;
       config.used = true;
       grid.bits = static_cast<int>(config.bits.value_or(grid.bits));
-      grid.group_size = config.group_size.value_or(grid.group_size);
+      if (!by_rows) grid.group_size = config.group_size.value_or(grid.group_size);
     }
-    const auto layer = by_name.find(decision.name);
     if (!decision.reason.empty() || layer == by_name.end()) continue;
     const int64_t inputs = layer->second->inputs;
     const std::string& fallback = options.group_size_fallback;

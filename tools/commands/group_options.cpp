@@ -13,7 +13,7 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
   const auto add_switch = [&](const char* names, bool& value, const char* help) {
     app.add_flag(names, value, help)->group(group)->default_str(value ? "true" : "false");
   };
-  add("--bits", options.bits, "Bits of a weight")->check(CLI::IsMember({2, 3, 4, 8}));
+  add("--bits", options.bits, "Bits of a weight")->check(CLI::Range(2, 8));
   add("--group-size", options.group_size, "Input features that share a scale; -1: all of a layer")
       ->check([](const std::string& text) {
         int64_t size = 0;
@@ -40,6 +40,16 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
       "dequantized: a plain folder with the values that the codes stand for")
       ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized"}));
   add_shard_option(app, options.shard_bytes)->group(group);
+}
+
+// Alone it means 8 bits.
+CLI::Option* add_embeddings_option(CLI::App& app, int64_t& bits, const std::string& help) {
+  return app.add_flag("--embeddings{8}", bits, help)
+      ->type_size(1)
+      ->expected(0, 1)
+      ->transform(
+          CLI::Transformer(std::map<std::string, std::string>{{"false", "0"}, {"true", "8"}, {"1", "8"}}))
+      ->check(CLI::IsMember({0, 4, 8}));
 }
 
 CLI::Option* add_shard_option(CLI::App& app, uint64_t& bytes) {

@@ -19,6 +19,7 @@ constexpr int64_t kLargestGroup = int64_t{1} << 24;
 // The settings of every command that rounds weights in groups.
 struct GroupOptions {
   int64_t bits = 4, group_size = 128;
+  int64_t embedding_bits = 0;  // 0: embeddings are left alone
   std::string group_size_fallback = "error";
   bool symmetric = true, search = true, head = false;
   std::vector<std::string> layer_configs;  // "RE=bits:8,group:64"
@@ -26,6 +27,9 @@ struct GroupOptions {
   uint64_t shard_bytes = 5'000'000'000;
 };
 void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group);
+constexpr const char* kEmbeddingsHelp =
+    "Round embeddings to nearest too: to 8 bits with --format compressed-tensors, 8 or 4 with dequantized";
+CLI::Option* add_embeddings_option(CLI::App& app, int64_t& bits, const std::string& help);
 CLI::Option* add_shard_option(CLI::App& app, uint64_t& bytes);
 
 // Refuses (2) any of them, which go with something else.
@@ -39,6 +43,7 @@ std::optional<PackedForm> form_of(const GroupOptions& options);
 struct GroupedLayer {
   std::string name;
   int64_t outputs = 0, inputs = 0;
+  bool embedding = false;
 };
 
 // The grid of each layer that `plan` chose, by name: bits and group size of the command, of the last

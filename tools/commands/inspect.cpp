@@ -37,7 +37,7 @@ struct Row {
 // Of a kind of layer, embeddings being allowed.
 std::string quantize_obstacle(LayerKind kind) {
   QuantizeCommand options;
-  options.embeddings = true;
+  options.groups.embedding_bits = 8;
   return obstacle_of(kind, options);
 }
 

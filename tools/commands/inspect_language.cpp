@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -104,9 +105,26 @@ bool is_packed(const Array& array) {
          (array.name.ends_with("qweight") || array.name.ends_with("weight_packed"));
 }
 
+// The inputs of a packed layer where a tensor beside it tells them; 0 where none does.
+int64_t inputs_of(const Array& packed, const std::map<std::string, const Array*>& arrays) {
+  const bool gptq = packed.name.ends_with(".qweight");
+  if (packed.shape.size() != 2 || (!gptq && !packed.name.ends_with(".weight_packed"))) return 0;
+  const auto found =
+      arrays.find(packed.name.substr(0, packed.name.rfind('.')) + (gptq ? ".g_idx" : ".weight_shape"));
+  if (found == arrays.end()) return 0;
+  const Array& beside = *found->second;
+  if (gptq) return beside.shape.size() == 1 ? beside.shape[0] : 0;
+  if (beside.dtype != DType::kI64 || beside.bytes.size() != 2 * sizeof(int64_t)) return 0;
+  int64_t inputs = 0;
+  std::memcpy(&inputs, beside.bytes.data() + sizeof(inputs), sizeof(inputs));
+  constexpr int64_t kMost = 16;  // in a word, of 2 bits each
+  return inputs > 0 && inputs <= packed.shape[1] * kMost ? inputs : 0;
+}
+
 // How many weights of the model a tensor stands for.
-int64_t weights_of(const Array& array, int64_t bits) {
+int64_t weights_of(const Array& array, int64_t bits, int64_t inputs) {
   const auto count = static_cast<int64_t>(count_elements(array.shape).value());
+  if (is_packed(array) && inputs > 0) return inputs * array.shape[array.name.ends_with("qweight") ? 1 : 0];
   if (is_packed(array)) return bits > 0 ? count * 32 / bits : 0;
   const bool helper = array.name.ends_with("_scale") || array.name.ends_with(".scales") ||
                       array.name.ends_with("zeros") || array.name.ends_with("zero_point");
@@ -124,13 +142,15 @@ Language read_folder(const std::string& path) {
   model.notes = files.notes;
   const std::set<std::string> names = names_of(files);
   std::set<std::string> commands;
+  std::map<std::string, const Array*> arrays;
+  for (const Array& array : files.arrays) arrays[array.name] = &array;
   int64_t uncounted = 0;
   for (const Array& array : files.arrays) {
     Tensor tensor{array.name,
                   name_of(array.dtype),
                   array.shape,
                   count_elements(array.shape).value() * size_of(array.dtype),
-                  weights_of(array, quantization.bits),
+                  weights_of(array, quantization.bits, is_packed(array) ? inputs_of(array, arrays) : 0),
                   {}};
     LayerKind kind{};
     if (guess_kind(array, kind) && obstacle_of(array, names).empty()) tensor.commands = {"quantize", "prune"};

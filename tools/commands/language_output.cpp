@@ -8,10 +8,12 @@ namespace mcompress::cli {
 
 namespace {
 
-// The layers of blocks as they lie in the checkpoint of a run, the last block that was asked for at hand.
+// The layers of blocks as they lie in the checkpoint of a run, the last block that was asked for at hand; and
+// the embedding.
 class RoundedLayers {
  public:
-  RoundedLayers(std::string folder, const DecoderConfig& config) : folder_(std::move(folder)) {
+  RoundedLayers(const RoundedModel& model, const DecoderConfig& config)
+      : folder_(model.state), embedding_(model.embedding) {
     for (int64_t block = 0; block < config.blocks; ++block) {
       for (const auto& stage : stages_of(config, block)) {
         for (const DecoderLayer& layer : stage) block_of_[layer.name] = block;
@@ -20,7 +22,10 @@ class RoundedLayers {
     block_of_[config.names.head] = config.blocks;
   }
 
+  bool is_embedding(const std::string& layer) const { return embedding_ && embedding_->name == layer; }
+
   const IntGroup& operator[](const std::string& layer) {
+    if (is_embedding(layer)) return embedding_->weight;
     const int64_t block = block_of_.at(layer);
     if (block != held_) {
       layers_.clear();
@@ -33,6 +38,7 @@ class RoundedLayers {
 
  private:
   std::string folder_;
+  const std::optional<RoundedLayer>& embedding_;
   std::map<std::string, int64_t> block_of_;
   int64_t held_ = -1;
   std::map<std::string, IntGroup> layers_;
@@ -53,7 +59,7 @@ std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const 
     if (!name.ends_with(".weight")) continue;
     const std::string layer = name.substr(0, name.rfind('.'));
     if (!plan.grids.contains(layer)) continue;
-    const bool transposed = config.transposed && layer != config.names.head;
+    const bool transposed = config.transposed && layer != config.names.head && !rounded.is_embedding(layer);
     edits[i] = [layer, transposed, &rounded](const at::Tensor& rows, int64_t begin, int64_t end) {
       const IntGroup& weight = rounded[layer];
       const at::Tensor values =
@@ -62,6 +68,7 @@ std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const 
       return values.to(rows.scalar_type());
     };
   }
+  edit_tied_head(checkpoint, config, edits);
   return edits;
 }
 
@@ -69,11 +76,11 @@ std::map<size_t, EditRows> dense_edits(const CheckpointFiles& checkpoint, const 
 
 void write_output(const LanguageRun& command, const RunOptions& run, const CheckpointFiles& checkpoint,
                   const PackedPlan& plan, const DecoderConfig& config, PackedFolder& folder,
-                  const std::string& state, Report& report) {
+                  const RoundedModel& made, Report& report) {
   const std::string& model = command.options.model;
-  RoundedLayers rounded(state, config);
+  RoundedLayers rounded(made, config);
   for (int64_t block = 0; block < config.blocks; ++block) {
-    const RoundedBlock read = read_rounded_block(state, block);
+    const RoundedBlock read = read_rounded_block(made.state, block);
     for (const auto& [name, values] : read.changed) folder.changed[name] = values;
     report.folds.insert(report.folds.end(), read.folds.begin(), read.folds.end());
   }
@@ -93,12 +100,12 @@ void write_output(const LanguageRun& command, const RunOptions& run, const Check
 }
 
 void add_records(const LanguageRun& command, const PackedPlan& plan, const DecoderConfig& config,
-                 const std::string& state, Report& report) {
+                 const std::optional<RoundedModel>& made, Report& report) {
   std::map<std::string, RoundedLayer> done;
-  if (!state.empty()) {
+  if (made) {
     const bool head = plan.grids.contains(config.names.head);
     for (int64_t block = 0; block < config.blocks + (head ? 1 : 0); ++block) {
-      RoundedBlock rounded = read_rounded_block(state, block);
+      RoundedBlock rounded = read_rounded_block(made->state, block);
       for (RoundedLayer& layer : rounded.layers) {
         layer.weight = {layer.weight.bits, {}, {}, {}, {}};  // a whole model's weights are not held
         done[layer.name] = std::move(layer);
@@ -112,6 +119,9 @@ void add_records(const LanguageRun& command, const PackedPlan& plan, const Decod
       record.sqnr_db = rounded.sqnr_db;
       record.max_error = rounded.max_error;
       record.rounding = rounding_of(rounded, plan.grids.at(decision.name).group_size);
+    } else if (made && made->embedding && made->embedding->name == decision.name) {
+      record.sqnr_db = made->embedding->sqnr_db;
+      record.max_error = made->embedding->max_error;
     }
     report.layers.push_back(std::move(record));
   }

@@ -18,6 +18,18 @@ std::string text_of(const std::map<std::string, GroupGrid>& grids) {
   return text;
 }
 
+// Rounds the embedding where that is asked for; the model then runs with it.
+std::optional<RoundedLayer> round_embedding(const PackedPlan& plan, Decoder& model) {
+  const DecoderNames& names = model.config().names;
+  const std::string name = names.base + names.embedding;
+  const auto grid = plan.grids.find(name);
+  if (grid == plan.grids.end()) return std::nullopt;
+  const at::Tensor weight = model.stored(name + ".weight");
+  RoundedLayer rounded = describe_rounded(name, weight, round_to_groups(weight, grid->second));
+  model.set_embedding(dequantize_rows(rounded.weight, 0, weight.size(0)));
+  return rounded;
+}
+
 }  // namespace
 
 void run_language(const LanguageRun& command, const RunOptions& run, Report& report) {
@@ -29,7 +41,7 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
       timed(report, "load", [&] { return read_checkpoint(options.model, ModelFormat::kHuggingFace); });
   report.warnings = checkpoint.notes;
   const CalibrationTypes types = calibration_types(command.calibration);
-  const Decoder model = timed(report, "load model", [&] { return Decoder(options.model, types.compute); });
+  Decoder model = timed(report, "load model", [&] { return Decoder(options.model, types.compute); });
   const DecoderConfig& config = model.config();
   if (!config.quantization.empty())
     throw bad_data("'{}' is quantized already ({}); pass the model as it was before", options.model,
@@ -44,7 +56,7 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
   command.describe(folder);
   announce_folder(checkpoint, options.model, name_of(ModelFormat::kHuggingFace), folder, hash, report);
   if (options.dry_run) {
-    add_records(command, plan, config, "", report);
+    add_records(command, plan, config, std::nullopt, report);
     return finish_dry_run(run, report);
   }
   // The output and, while the run lasts, a byte a weight.
@@ -59,10 +71,15 @@ void run_language(const LanguageRun& command, const RunOptions& run, Report& rep
                                                   run, report);
   warn_of_fresh_start(state, report);
   if (!command.resume) remove_rounded_blocks(state.path);
-  report.calibration->blocks_kept =
-      timed(report, command.name, [&] { return command.round(model, ids, plan.grids, types.states, state); });
-  write_output(command, run, checkpoint, plan, config, folder, state.path, report);
-  add_records(command, plan, config, state.path, report);
+  RoundedModel made{state.path, {}};
+  report.calibration->blocks_kept = timed(report, command.name, [&] {
+    made.embedding = round_embedding(plan, model);
+    std::map<std::string, GroupGrid> grids = plan.grids;
+    if (made.embedding) grids.erase(made.embedding->name);
+    return command.round(model, ids, grids, types.states, state);
+  });
+  write_output(command, run, checkpoint, plan, config, folder, made, report);
+  add_records(command, plan, config, made, report);
   remove_rounded_blocks(state.path);
   describe_folder(options.output, folder, report);
   if (text) text->compare(options.output, report);

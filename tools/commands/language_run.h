@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "calibration_text.h"
@@ -27,14 +28,20 @@ struct LanguageRun {
 };
 void run_language(const LanguageRun& command, const RunOptions& run, Report& report);
 
-// Writes the layers that lie in the folder `state`, and reads them again before they take their place.
+// What a run made: the folder where the layers of blocks lie, and the embedding, rounded to nearest.
+struct RoundedModel {
+  std::string state;
+  std::optional<RoundedLayer> embedding;
+};
+
+// Writes the layers, and reads them again before they take their place.
 void write_output(const LanguageRun& command, const RunOptions& run, const CheckpointFiles& checkpoint,
                   const PackedPlan& plan, const DecoderConfig& config, PackedFolder& folder,
-                  const std::string& state, Report& report);
+                  const RoundedModel& made, Report& report);
 
-// A line for each decision; with what became of the layers where `state` is not empty.
+// A line for each decision; with what became of the layers where they are made.
 void add_records(const LanguageRun& command, const PackedPlan& plan, const DecoderConfig& config,
-                 const std::string& state, Report& report);
+                 const std::optional<RoundedModel>& made, Report& report);
 
 // What the report says of a layer.
 GroupRounding rounding_of(const RoundedLayer& layer, int64_t group_size);

@@ -29,7 +29,10 @@ void check_settings(const PackedPlan& plan, const GroupOptions& groups) {
   for (const GroupedLayer& layer : plan.layers) {
     const auto grid = plan.grids.find(layer.name);
     if (grid == plan.grids.end()) continue;
-    const std::string refusal = packed_refusal(*form, packed_layer(layer, grid->second));
+    std::string refusal = packed_refusal(*form, packed_layer(layer, grid->second));
+    if (refusal.empty() && layer.embedding && !groups.symmetric)
+      refusal =
+          "transformers does not read 8-bit embeddings beside layers with zero points; leave out --asym";
     if (!refusal.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, refusal);
     if (*form == PackedForm::kAwq && size && *size != grid->second.group_size)
       throw error(
@@ -114,7 +117,16 @@ PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& che
       for (const DecoderLayer& layer : stage) add_linear(layer, "");
     }
   }
-  add(config.names.base + config.names.embedding, LayerKind::kEmbedding, "the embedding is left alone");
+  const std::string embedding = config.names.base + config.names.embedding;
+  plan.layers.push_back({embedding, config.vocabulary, config.width, true});
+  add(embedding, LayerKind::kEmbedding,
+      groups.embedding_bits > 0 ? "" : "embeddings are left alone without --embeddings");
+  if (config.tied_head && groups.embedding_bits > 0 && form_of(groups) == PackedForm::kCompressedTensors)
+    throw error(
+        Exit::kUsage,
+        "--embeddings: the embedding of '{}' is its output layer too, which readers of {} do not find "
+        "in a packed one; use --format dequantized, or 'mcompress convert --format gguf'",
+        options.model, groups.format);
   if (config.tied_head && groups.head)
     throw error(Exit::kUsage, "--lm-head: the output layer of '{}' is its embedding, which is left alone",
                 options.model);
@@ -134,12 +146,14 @@ PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOption
     if (!array.name.ends_with(".weight") || !guess_kind(array, kind)) continue;
     const std::string name = array.name.substr(0, array.name.rfind('.'));
     std::string obstacle = obstacle_of(array, names);
-    if (kind == LayerKind::kEmbedding) obstacle = "the embedding is left alone";
-    if (kind == LayerKind::kLinear) {
-      plan.layers.push_back({name, array.shape[0], array.shape[1]});
+    const bool embedding = kind == LayerKind::kEmbedding;
+    if (embedding || kind == LayerKind::kLinear) {
+      plan.layers.push_back({name, array.shape[0], array.shape[1], embedding});
+      if (obstacle.empty() && embedding && groups.embedding_bits == 0)
+        obstacle = "embeddings are left alone without --embeddings";
       if (obstacle.empty() && name.ends_with("lm_head") && !groups.head)
         obstacle = "the output layer is left alone without --lm-head";
-      if (obstacle.empty()) obstacle = obstacle_of(plan.layers.back(), groups);
+      if (obstacle.empty() && !embedding) obstacle = obstacle_of(plan.layers.back(), groups);
     }
     plan.decisions.push_back(decision_of(array, name, kind, obstacle));
   }
@@ -148,7 +162,8 @@ PackedPlan plan_matrices(const CheckpointFiles& checkpoint, const CompressOption
 }
 
 PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid) {
-  return {layer.name, layer.outputs, layer.inputs, grid.bits, grid.group_size, grid.symmetric};
+  return {layer.name,      layer.outputs,  layer.inputs,   grid.bits,
+          grid.group_size, grid.symmetric, layer.embedding};
 }
 
 void finish_folder(const DecoderConfig* config, PackedFolder& folder) {
@@ -174,7 +189,7 @@ PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, cons
   for (const GroupedLayer& layer : plan.layers) {
     const auto grid = plan.grids.find(layer.name);
     if (grid == plan.grids.end()) {
-      if (layer.name != folder.head_name) folder.kept.push_back(layer.name);
+      if (layer.name != folder.head_name && !layer.embedding) folder.kept.push_back(layer.name);
       continue;
     }
     folder.layers.push_back(packed_layer(layer, grid->second));
@@ -204,6 +219,19 @@ void check_values(const CheckpointFiles& checkpoint, const PackedPlan& plan, con
           "dequantized",
           array.name);
   }
+}
+
+void edit_tied_head(const CheckpointFiles& checkpoint, const DecoderConfig& config,
+                    std::map<size_t, EditRows>& edits) {
+  const auto index_of = [&](const std::string& name) {
+    const auto found = std::find_if(checkpoint.arrays.begin(), checkpoint.arrays.end(),
+                                    [&](const Array& array) { return array.name == name; });
+    return static_cast<size_t>(found - checkpoint.arrays.begin());
+  };
+  const auto embedding = edits.find(index_of(config.names.base + config.names.embedding + ".weight"));
+  const size_t head = index_of(config.names.head + ".weight");
+  if (config.tied_head && embedding != edits.end() && head < checkpoint.arrays.size())
+    edits[head] = embedding->second;
 }
 
 LayerRecord record_of(const Decision& decision, const PackedPlan& plan, const GroupOptions& groups,

@@ -8,10 +8,15 @@
 #include "compress_steps.h"
 #include "group_options.h"
 #include "mcompress/formats/checkpoint_files.h"
+#include "mcompress/model/checkpoint.h"
 #include "mcompress/model/decoder.h"
 #include "mcompress/model/packed_folder.h"
 
 namespace mcompress::cli {
+
+constexpr const char* kTiedWarning =
+    "where this model's output layer is its embedding, readers do not find it in a quantized one: leave out "
+    "--embeddings then";
 
 // A checkpoint and what becomes of its layers.
 struct PackedPlan {
@@ -38,6 +43,10 @@ PackedLayer packed_layer(const GroupedLayer& layer, const GroupGrid& grid);
 PackedFolder folder_of(const PackedPlan& plan, const DecoderConfig* config, const GroupOptions& groups);
 // Fills in what follows from the layers of a folder, and from their names: the usual grid, the head, parts.
 void finish_folder(const DecoderConfig* config, PackedFolder& folder);
+
+// Gives a head that is stored beside the embedding, which it is tied to, the same new values.
+void edit_tied_head(const CheckpointFiles& checkpoint, const DecoderConfig& config,
+                    std::map<size_t, EditRows>& edits);
 
 // Throws Error(65) for what would stop the run late: weights that are not finite, and values that the format,
 // whose readers compute in float16, has no number for.

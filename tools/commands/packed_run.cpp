@@ -14,6 +14,19 @@ namespace mcompress::cli {
 namespace {
 
 void warn_of_readers(const PackedFolder& folder, Report& report) {
+  if (folder.form == PackedForm::kCompressedTensors) {
+    const auto any = [&](const auto& test) {
+      return std::any_of(folder.layers.begin(), folder.layers.end(), test);
+    };
+    if (any([](const PackedLayer& layer) { return layer.bits != 4 && layer.bits != 8; }))
+      report.warnings.emplace_back(
+          "compressed-tensors packs widths other than 4 and 8 bits in this way since 0.18, and vLLM reads "
+          "none of them");
+    if (any([](const PackedLayer& layer) { return layer.embedding; }))
+      report.warnings.emplace_back(
+          "transformers reads 8-bit embeddings beside packed layers as it does by default, and not with "
+          "dequantize=True, which takes all layers for those of the first group");
+  }
   const bool asymmetric = folder.form == PackedForm::kGptqV2;
   if (!asymmetric && folder.form != PackedForm::kGptq) return;
   if (asymmetric)

@@ -79,7 +79,6 @@ void check_weight_only_options(const QuantizeCommand& options) {
   std::map<std::string, bool> used = {{"--dtype", options.dtype != plain.dtype},
                                       {"--runtime", options.runtime != plain.runtime},
                                       {"--per-tensor", options.per_tensor},
-                                      {"--embeddings", options.embeddings},
                                       {"--only-if-faster", options.only_if_faster}};
   used.merge(static_options(options));
   for (const auto& [name, given] : used) {
@@ -97,6 +96,8 @@ void check_options(const QuantizeCommand& options) {
     throw error(Exit::kUsage, "--runtime fbgemm goes with --dtype int8 only");
   check_training_options(options);
   if (options.mode == "weight-only") return check_weight_only_options(options);
+  if (options.groups.embedding_bits == 4)
+    throw error(Exit::kUsage, "--embeddings 4 goes with --mode weight-only");
   refuse_group_options(options.groups, "--mode weight-only");
   options.mode == "dynamic" ? check_dynamic_options(options) : check_static_options(options);
 }
@@ -131,7 +132,7 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
 
 std::string obstacle_of(LayerKind kind, const QuantizeCommand& options) {
   if (is_convolution(kind)) return "dynamic mode treats no convolutions, static mode does";
-  const bool left = kind == LayerKind::kEmbedding && !options.embeddings;
+  const bool left = kind == LayerKind::kEmbedding && options.groups.embedding_bits == 0;
   return left ? "embeddings are left alone without --embeddings" : "";
 }
 
@@ -155,8 +156,10 @@ Command quantize_command() {
                    "How int8 layers compute. int8: oneDNN kernels; portable: plain operators, any CPU; "
                    "fbgemm: torch.ao's deprecated operator, fastest on small batches")
         ->check(CLI::IsMember({"int8", "portable", "fbgemm"}));
-    app.add_flag("--embeddings", options->embeddings,
-                 "Compress embeddings too; --mode static does without being asked");
+    add_embeddings_option(
+        app, options->groups.embedding_bits,
+        "Compress embeddings too, which --mode static does without being asked; with --mode "
+        "weight-only to 8 or 4 bits");
     app.add_option("--calib-data", options->calib_data,
                    "Inputs to calibrate on: data as for --eval-data, or one .npy; of a folder the train "
                    "split. With --mode "

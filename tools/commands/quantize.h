@@ -17,7 +17,7 @@ namespace mcompress::cli {
 // The settings of one `mcompress quantize`.
 struct QuantizeCommand : CompressOptions {
   std::string mode = "dynamic", dtype = "int8", runtime = "int8";
-  bool per_tensor = false, embeddings = false;
+  bool per_tensor = false;
   std::string calib_data;
   int64_t nsamples = 512;
   bool only_if_faster = false;

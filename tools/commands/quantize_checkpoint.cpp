@@ -8,21 +8,28 @@
 #include "mcompress/methods/grid.h"
 #include "mcompress/model/checkpoint.h"
 #include "models.h"
+#include "packed_plan.h"
 #include "quantize.h"
 
 namespace mcompress::cli {
 
 namespace {
 
-void check_checkpoint_options(const QuantizeCommand& options, ModelFormat format) {
+void check_checkpoint_options(const QuantizeCommand& options, ModelFormat format, Report& report) {
   if (options.runtime != "int8") {
     throw error(Exit::kUsage, "'{}' holds weights without a program, so --runtime {} means nothing",
                 options.model, options.runtime);
   }
-  if (format == ModelFormat::kHuggingFace && options.embeddings && options.dtype == "int8") {
-    throw error(Exit::kUsage,
-                "--embeddings has no int8 form that readers of a Hugging Face folder know; leave it out");
-  }
+  if (format != ModelFormat::kHuggingFace || options.groups.embedding_bits == 0 || options.dtype != "int8")
+    return;
+  const auto config = language_config(options.model);
+  if (!config) report.warnings.emplace_back(kTiedWarning);
+  if (config && config->tied_head)
+    throw error(
+        Exit::kUsage,
+        "--embeddings: the embedding of '{}' is its output layer too, which readers do not find in an "
+        "int8 one; use --dtype float16, or 'mcompress convert --format gguf'",
+        options.model);
 }
 
 StoredType stored_type(const QuantizeCommand& options) {
@@ -40,7 +47,7 @@ uint64_t compressed_bytes(const Array& array, StoredType type) {
 
 StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCommand& options,
                             Report& report) {
-  StoragePlan result{stored_type(options), std::vector<bool>(checkpoint.arrays.size(), false), {}};
+  StoragePlan result{stored_type(options), std::vector<bool>(checkpoint.arrays.size(), false), {}, {}};
   const std::set<std::string> names = names_of(checkpoint);
   std::vector<Decision> plan;
   std::vector<size_t> indices;
@@ -66,8 +73,9 @@ StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCom
   for (size_t i = 0; i < plan.size(); ++i) {
     result.chosen[indices[i]] = plan[i].reason.empty();
     const std::string& name = plan[i].name;
-    if (!plan[i].reason.empty() && plan[i].kind == LayerKind::kLinear)
-      result.kept_linear.push_back(name.substr(0, name.rfind('.')));
+    const std::string module = name.substr(0, name.rfind('.'));
+    if (!plan[i].reason.empty() && plan[i].kind == LayerKind::kLinear) result.kept_linear.push_back(module);
+    if (plan[i].reason.empty() && plan[i].kind == LayerKind::kEmbedding) result.embeddings.push_back(module);
     report.layers.push_back(
         record_of(plan[i], options.dtype, compressed_bytes(checkpoint.arrays[indices[i]], result.type)));
   }
@@ -78,12 +86,12 @@ StoragePlan plan_checkpoint(const CheckpointFiles& checkpoint, const QuantizeCom
 
 void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, const RunOptions& run,
                          Report& report) {
-  check_checkpoint_options(options, format);
+  check_checkpoint_options(options, format, report);
   const bool folder = format == ModelFormat::kHuggingFace;
   BackgroundHash hash(options.model);
   const CheckpointFiles checkpoint =
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
-  report.warnings = checkpoint.notes;
+  report.warnings.insert(report.warnings.end(), checkpoint.notes.begin(), checkpoint.notes.end());
   check_not_stored(checkpoint.metadata, options);
   const StoragePlan plan = plan_checkpoint(checkpoint, options, report);
   const auto text = open_text(options, format, run, report);

@@ -1,5 +1,6 @@
 #include <map>
 #include <optional>
+#include <set>
 
 #include <ATen/ATen.h>
 
@@ -22,7 +23,10 @@ class NearestLayers {
   NearestLayers(const CheckpointFiles& checkpoint, const PackedPlan& plan, const DecoderConfig* config)
       : checkpoint_(checkpoint), plan_(plan) {
     for (size_t i = 0; i < checkpoint.arrays.size(); ++i) index_[checkpoint.arrays[i].name] = i;
-    if (config != nullptr && config->transposed) transposed_but_ = config->names.head;
+    if (config == nullptr || !config->transposed) return;
+    for (const GroupedLayer& layer : plan.layers) {
+      if (!layer.embedding && layer.name != config->names.head) transposed_.insert(layer.name);
+    }
   }
 
   at::Tensor weight(const std::string& layer) const {
@@ -64,23 +68,26 @@ class NearestLayers {
   }
 
  private:
-  bool transposed(const std::string& layer) const { return transposed_but_ && layer != *transposed_but_; }
+  bool transposed(const std::string& layer) const { return transposed_.contains(layer); }
 
   const CheckpointFiles& checkpoint_;
   const PackedPlan& plan_;
   std::map<std::string, size_t> index_;
-  std::optional<std::string> transposed_but_;  // the layer that is not
+  std::set<std::string> transposed_;
 };
 
 using Errors = std::map<std::string, QuantizationError>;
 
 // Writes the layers, and reads them again before they take their place.
 Errors write_folder(const QuantizeCommand& options, const RunOptions& run, const CheckpointFiles& checkpoint,
-                    const PackedFolder& folder, const NearestLayers& layers, Report& report) {
+                    const DecoderConfig* config, const PackedFolder& folder, const NearestLayers& layers,
+                    Report& report) {
   OutputFolder output(options.output, run.force);
   Errors errors;
   if (!folder.form) {
-    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, layers.edits(), output); });
+    std::map<size_t, EditRows> edits = layers.edits();
+    if (config != nullptr) edit_tied_head(checkpoint, *config, edits);
+    timed(report, "write", [&] { write_edited_folder(checkpoint, options.model, edits, output); });
     output.commit();
     return errors;
   }
@@ -118,6 +125,7 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
     report.warnings.push_back(fmt::format(
         "every matrix counts as a linear layer, since it is no language model that can be run: {}", why));
   const DecoderConfig* config = language ? &*language : nullptr;
+  if (config == nullptr && groups.embedding_bits > 0) report.warnings.emplace_back(kTiedWarning);
   const PackedPlan plan = config != nullptr ? plan_language(*config, checkpoint, options, groups)
                                             : plan_matrices(checkpoint, options, groups);
   timed(report, "check weights", [&] { check_values(checkpoint, plan, groups); });
@@ -131,7 +139,7 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
   if (options.dry_run) return finish_dry_run(run, report);
   check_output(options.output, OutputKind::kFolder, run.force, run.inputs, *report.predicted_bytes);
   const NearestLayers layers(checkpoint, plan, config);
-  const Errors errors = write_folder(options, run, checkpoint, folder, layers, report);
+  const Errors errors = write_folder(options, run, checkpoint, config, folder, layers, report);
   for (LayerRecord& record : report.layers) {
     const auto lost = errors.find(record.name);
     if (lost == errors.end()) continue;

@@ -19,6 +19,7 @@ namespace mcompress {
 // What a weight of a checkpoint without a program is, told from its name and rank: a matrix named
 // like an embedding is one, any other matrix is a linear layer. False where it is no layer's weight.
 bool guess_kind(const Array& array, LayerKind& kind);
+bool is_embedding(const std::string& weight);  // by its name, "model.embed_tokens.weight"
 
 // Why the weight of a layer cannot be compressed, though its kind can: it is empty, or quantized
 // already, which `names`, those of all arrays, may tell. Empty where it can.
@@ -42,6 +43,7 @@ struct StoragePlan {
   StoredType type = StoredType::kInt8Rows;
   std::vector<bool> chosen;              // by array; the others stay as they are
   std::vector<std::string> kept_linear;  // names of the linear layers that were left alone
+  std::vector<std::string> embeddings;   // names of the embeddings that were not
 };
 
 // The name of the scale beside an int8 array, as compressed-tensors has it: `NAME_scale`.

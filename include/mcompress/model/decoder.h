@@ -168,6 +168,9 @@ class Decoder {
   // Any other tensor, as the file has it but in float32.
   at::Tensor stored(const std::string& name) const;
 
+  // Runs with this one from now on, [vocabulary, width] of any floating type; a head that is tied to it too.
+  void set_embedding(const at::Tensor& weight);
+
   // Inputs of the head: hidden states behind the last block, normalized.
   at::Tensor head_inputs(const at::Tensor& hidden) const;
 

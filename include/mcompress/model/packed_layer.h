@@ -23,7 +23,7 @@ enum class PackedForm {
   // AutoAWQ, version gemm, 4 bits: .qweight [K, N / 8] and .qzeros [groups, N / 8], both packed along N in
   // the order 0, 2, 4, 6, 1, 3, 5, 7 of eight columns, .scales [groups, N].
   kAwq,
-  // compressed-tensors, pack-quantized, 4 and 8 bits: .weight_packed [N, K bits / 32], .weight_scale [N,
+  // compressed-tensors, pack-quantized, 2 to 8 bits: .weight_packed [N, K bits / 32], .weight_scale [N,
   // groups], .weight_shape [2], and where it is asymmetric .weight_zero_point [N bits / 32, groups] packed
   // along N.
   kCompressedTensors,
@@ -31,13 +31,14 @@ enum class PackedForm {
 
 const char* name_of(PackedForm form);  // "gptq", "awq" or "compressed-tensors", the tool whose form it is
 
-// A linear layer that is packed.
+// A linear layer, or an embedding, that is packed.
 struct PackedLayer {
   std::string name;  // of its tensors, without ".weight"
   int64_t outputs = 0, inputs = 0;
   int bits = 4;
   int64_t group_size = -1;  // -1: all input channels
   bool symmetric = true;
+  bool embedding = false;  // [rows, width]
 
   int64_t groups() const;
 };

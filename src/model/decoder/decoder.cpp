@@ -239,6 +239,11 @@ at::Tensor Decoder::stored(const std::string& name) const {
   return impl_->weights->read(name).to(at::kFloat);
 }
 
+void Decoder::set_embedding(const at::Tensor& weight) {
+  impl_->embedding = weight.to(impl_->embedding.scalar_type());
+  if (impl_->config.tied_head) impl_->head = {};
+}
+
 at::Tensor Decoder::head_inputs(const at::Tensor& hidden) const {
   return normalized(impl_->config, impl_->final_norm, hidden.to(impl_->compute.type));
 }

@@ -7,6 +7,7 @@
 
 #include "mcompress/base/error.h"
 #include "mcompress/formats/json.h"
+#include "mcompress/model/checkpoint.h"
 
 namespace mcompress {
 
@@ -21,6 +22,15 @@ Error unknown_quantization(const ConfigKeys& given, const std::string& what) {
       given.name(), what);
 }
 
+// Whether it is for embeddings alone, whose inputs are no numbers to round.
+bool names_embeddings(const json& group) {
+  const json targets = group.value("targets", json::array());
+  return !targets.empty() && std::all_of(targets.begin(), targets.end(), [](const json& target) {
+    return target.is_string() &&
+           (target == "Embedding" || is_embedding(target.get<std::string>() + ".weight"));
+  });
+}
+
 // Reads what compressed-tensors says of packed weights, whose tensors tell their bits and groups, and of
 // 8-bit ones; other quantized weights cannot be run.
 FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
@@ -28,7 +38,7 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
   const std::string format = given.text("format", "");
   const bool packed = format == "pack-quantized";
   if (!packed && format != "int-quantized") throw unknown(fmt::format("weights of format '{}'", format));
-  if (!given.has("config_groups") || !given["config_groups"].is_object())
+  if (!given.has("config_groups") || !given["config_groups"].is_object() || given["config_groups"].empty())
     throw unknown("weights without config_groups");
   for (const char* key : {"kv_cache_scheme", "transform_config", "sparsity_config"}) {
     if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
@@ -57,12 +67,12 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
       if (inputs["strategy"] != "token" || inputs.value("dynamic", json()) != true)
         throw unknown(fmt::format("input_activations {}", inputs.dump()));
     }
+    if (names_embeddings(group)) continue;
     if (rounds && *rounds == inputs.is_null()) throw unknown("groups of which some round their inputs");
     rounds = !inputs.is_null();
   }
-  if (!rounds) throw unknown("weights without config_groups");
   const auto form = packed ? std::optional(PackedForm::kCompressedTensors) : std::nullopt;
-  return {fmt::format("compressed-tensors, {} bits", bits), *rounds, form};
+  return {fmt::format("compressed-tensors, {} bits", bits), rounds.value_or(false), form};
 }
 
 // The layers tell their bits and groups themselves.
