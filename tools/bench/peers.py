@@ -60,6 +60,7 @@ torch.save(tensors, dense)
 """
 
 LLMCOMPRESSOR = START + """
+torch.Tensor.pin_memory = lambda self, *_: self  # AWQ pins what it caches, which fails without an accelerator
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
