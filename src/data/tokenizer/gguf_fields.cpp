@@ -17,7 +17,6 @@
 #include "mcompress/formats/json.h"
 #include "parts.h"
 #include "sentencepiece.h"
-#include "unicode.h"
 
 namespace mcompress {
 
@@ -25,14 +24,16 @@ namespace {
 
 using nlohmann::json;
 
+// One step, those of a sequence, or none.
+std::vector<json> steps_of(const json& step, const char* list) {
+  if (step.is_null()) return {};
+  if (step.value("type", "") != "Sequence") return {step};
+  return step.at(list).get<std::vector<json>>();
+}
+
 // What llama.cpp calls the steps that cut a text (tokenizer.ggml.pre).
 std::string pre_name(const json& pre, const std::string& path) {
-  std::vector<json> steps;
-  if (pre.value("type", "") == "Sequence") {
-    for (const json& step : pre.at("pretokenizers")) steps.push_back(step);
-  } else {
-    steps.push_back(pre);
-  }
+  const std::vector<json> steps = steps_of(pre, "pretokenizers");
   const auto type = [&](size_t i) { return i < steps.size() ? steps[i].value("type", "") : std::string(); };
   const size_t last = steps.size() - 1;
   if (type(last) == "ByteLevel") {
@@ -50,12 +51,6 @@ std::string pre_name(const json& pre, const std::string& path) {
       "'{}': llama.cpp has no name for its pre-tokenizer; known are those of gpt-2, smollm, llama 3 and qwen "
       "2",
       path);
-}
-
-std::vector<json> steps_of(const json& step, const char* list) {
-  if (step.is_null()) return {};
-  if (step.value("type", "") != "Sequence") return {step};
-  return step.at(list).get<std::vector<json>>();
 }
 
 // Whether SentencePiece would put a space before a text, where the steps do with spaces what it does: U+2581

@@ -60,7 +60,8 @@ const Written& architecture_of(const DecoderConfig& config) {
 int64_t window_of(const DecoderConfig& config, const Written& architecture) {
   const int64_t window = *std::max_element(config.windows.begin(), config.windows.end()),
                 pattern = architecture.window_pattern;
-  const bool always = pattern > 0 && pattern<kEveryBlock, reached = window> 0 && window < config.positions;
+  const bool always = pattern > 0 && pattern != kEveryBlock;
+  const bool reached = window > 0 && window < config.positions;
   if (!always && !reached) return 0;
   if (pattern == 0)
     throw bad_data("blocks that look back {} tokens only cannot be written as GGUF yet", window);
