@@ -96,7 +96,8 @@ std::string packed_refusal(PackedForm form, const PackedLayer& layer) {
   const char* format = name_of(form);
   const bool gptq = form == PackedForm::kGptq || form == PackedForm::kGptqV2, awq = form == PackedForm::kAwq;
   if (layer.embedding && (gptq || awq))
-    return fmt::format("--format {} has no embeddings; use --format compressed-tensors", format);
+    return fmt::format("--format {} has no embeddings; use --format compressed-tensors or dequantized",
+                       format);
   if (layer.embedding && layer.bits != 8)
     return fmt::format(
         "--format {} has embeddings of 8 bits, and none of {}; use --embeddings 8, or --format dequantized",

@@ -17,6 +17,7 @@
 #include "mcompress/model/decoder.h"
 #include "mcompress/model/packed_folder.h"
 #include "originals.h"
+#include "packed_keys.h"
 
 namespace mcompress {
 
@@ -26,8 +27,6 @@ using nlohmann::json;
 
 // As readers match names: at their start.
 Pattern from_start(const std::string& expression) { return Pattern("^(?:" + expression + ")"); }
-
-bool is_gptq(PackedForm form) { return form == PackedForm::kGptq || form == PackedForm::kGptqV2; }
 
 class Verifier {
  public:
@@ -59,8 +58,8 @@ class Verifier {
     const auto guessed = guess_form(files_);
     if (config_.value("quantization_config", json()).is_null()) {
       if (guessed)
-        find("config.json", fmt::format("there are packed layers of {}, and no quantization_config",
-                                        mcompress::name_of(*guessed)));
+        find("config.json",
+             fmt::format("there are packed layers of {}, and no quantization_config", name_of(*guessed)));
       return std::nullopt;
     }
     quantization_ = config_["quantization_config"];
@@ -71,87 +70,16 @@ class Verifier {
       if (!guessed)
         find("config.json",
              fmt::format("quantization_config tells of {}, and no layer is packed", read.text));
-      const bool same =
-          guessed && (mcompress::name_of(*guessed) == std::string(mcompress::name_of(*read.form)));
+      const bool same = guessed && (name_of(*guessed) == std::string(name_of(*read.form)));
       if (guessed && !same)
         find("config.json", fmt::format("quantization_config tells of {}, and the tensors are those of {}",
-                                        mcompress::name_of(*read.form), mcompress::name_of(*guessed)));
-      check_types(*read.form);
+                                        name_of(*read.form), name_of(*guessed)));
+      for (Finding& finding : check_keys(*read.form, quantization_))
+        result_.findings.push_back(std::move(finding));
       return same ? read.form : std::nullopt;
     } catch (const Error& failure) {
       find("config.json", failure.what());
       return std::nullopt;
-    }
-  }
-
-  // A key of another type is one that some reader stops at, or takes for its default.
-  struct Key {
-    const char* name;
-    bool needed;
-    json::value_t type;
-  };
-
-  void check_keys(const json& object, const std::string& where, const std::vector<Key>& keys) {
-    for (const Key& key : keys) {
-      const json value = object.value(key.name, json());
-      const bool counted = value.is_number_integer();
-      const auto type = counted ? json::value_t::number_integer : value.type();
-      if (value.is_null() && !key.needed) continue;
-      if (value.is_null()) {
-        find(where, fmt::format("lacks '{}', which readers need", key.name));
-      } else if (type != key.type && !(counted && key.type == json::value_t::number_float)) {
-        find(where,
-             fmt::format("'{}' is {}, and readers expect {}", key.name, value.dump(), name_of(key.type)));
-      }
-    }
-  }
-
-  static const char* name_of(json::value_t type) {
-    switch (type) {
-      case json::value_t::number_integer: return "a whole number";
-      case json::value_t::number_float: return "a number";
-      case json::value_t::boolean: return "true or false";
-      case json::value_t::string: return "a text";
-      case json::value_t::array: return "a list";
-      default: return "an object";
-    }
-  }
-
-  void check_types(PackedForm form) {
-    using enum json::value_t;
-    const std::string where = "config.json";
-    if (is_gptq(form)) {
-      check_keys(quantization_, where,
-                 {{"bits", true, number_integer},
-                  {"group_size", true, number_integer},
-                  {"desc_act", true, boolean},
-                  {"sym", true, boolean},
-                  {"lm_head", false, boolean},
-                  {"true_sequential", false, boolean},
-                  {"static_groups", false, boolean},
-                  {"damp_percent", false, number_float},
-                  {"dynamic", false, object},
-                  {"modules_in_block_to_quantize", false, array}});
-    } else if (form == PackedForm::kAwq) {
-      const bool old = quantization_.contains("w_bit");  // as AutoAWQ first named them
-      check_keys(
-          quantization_, where,
-          {{old ? "w_bit" : "bits", true, number_integer},
-           {quantization_.contains("q_group_size") ? "q_group_size" : "group_size", true, number_integer},
-           {"zero_point", true, boolean},
-           {"modules_to_not_convert", false, array}});
-    } else {
-      check_keys(quantization_, where, {{"ignore", false, array}});
-      for (const auto& [name, group] : quantization_["config_groups"].items()) {
-        const std::string path = where + ", config_groups." + name;
-        check_keys(group, path, {{"targets", true, array}});
-        check_keys(group["weights"], path + ".weights",
-                   {{"num_bits", false, number_integer},
-                    {"type", false, string},
-                    {"symmetric", false, boolean},
-                    {"strategy", false, string},
-                    {"group_size", false, number_integer}});
-      }
     }
   }
 
@@ -283,7 +211,8 @@ class Verifier {
                              group_size, (channels + size - 1) / size, channels));
     const int64_t none = weight.scale.eq(0).sum().item<int64_t>();
     if (none > 0) find(name, fmt::format("{} of its scales are 0", none));
-    if (is_gptq(form)) check_gptq(form, name, weight, size);
+    const bool gptq = form == PackedForm::kGptq || form == PackedForm::kGptqV2;
+    if (gptq) check_gptq(form, name, weight, size);
   }
 
   void check_gptq(PackedForm form, const std::string& name, const IntGroup& weight, int64_t wanted) {
