@@ -101,6 +101,17 @@ void add_symmetric(const Range& range, const GroupGrid& grid, double largest, Ca
   }
 }
 
+// What the errors of weights count where nothing is known of their inputs: the squares of the weights, so
+// that a large one is not clipped for the sake of many small ones, and twice their mean.
+std::vector<double> costs_by_size(const double* weights, int64_t count) {
+  std::vector<double> costs(weights, weights + count);
+  double sum = 0;
+  for (double& cost : costs) sum += cost *= cost;
+  const double mean = sum / static_cast<double>(count);
+  for (double& cost : costs) cost = mean > 0 ? cost / mean + 2 : 1;
+  return costs;
+}
+
 // Sets the scale and zero point of one row.
 void choose_scale(const double* weights, const double* importance, int64_t count, const GroupGrid& grid,
                   double& scale, double& zero) {
@@ -124,14 +135,16 @@ void choose_scale(const double* weights, const double* importance, int64_t count
 GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
   const at::Tensor values = weight.contiguous();
   // Only their ratios matter, and the largest must fit float32.
-  const at::Tensor costs =
-      importance.defined() ? importance / importance.max() : at::ones({weight.size(1)}, at::kDouble);
+  const at::Tensor costs = importance.defined() ? importance / importance.max() : at::Tensor();
   const int64_t rows = values.size(0), count = values.size(1);
   GroupScale result = {at::empty({rows}, at::kDouble), at::empty({rows}, at::kDouble)};
   constexpr int64_t kGrain = 16;
   at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      choose_scale(values.const_data_ptr<double>() + row * count, costs.const_data_ptr<double>(), count, grid,
+      const double* weights = values.const_data_ptr<double>() + row * count;
+      std::vector<double> by_size;
+      if (grid.search && !costs.defined()) by_size = costs_by_size(weights, count);
+      choose_scale(weights, costs.defined() ? costs.const_data_ptr<double>() : by_size.data(), count, grid,
                    result.scale.data_ptr<double>()[row], result.zero.data_ptr<double>()[row]);
     }
   });

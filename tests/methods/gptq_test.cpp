@@ -233,5 +233,23 @@ TEST(GroupGrid, SearchNeverLosesMore) {
   }
 }
 
+TEST(GroupGrid, SearchKeepsLargeWeightsWhereInputsAreUnknown) {
+  const at::Tensor weight = normal({50, 64}, 13), squares = weight.square().view({50, 2, 32});
+  const at::Tensor costs = (squares + 2 * squares.mean(2, true)).view_as(weight);
+  const auto error = [&](const GroupGrid& grid, const at::Tensor& importance) {
+    return ((dequantize(round_to_groups(weight, grid, importance)).to(at::kDouble) - weight).square() * costs)
+        .sum()
+        .item<double>();
+  };
+  const at::Tensor alike = at::ones({64}, at::kDouble);
+  for (const int bits : {2, 3, 4}) {
+    for (const bool symmetric : {false, true}) {
+      const double by_size = error({bits, 32, symmetric, true}, {});
+      EXPECT_LT(by_size, 0.99 * error({bits, 32, symmetric, true}, alike));
+      EXPECT_LT(by_size, 0.96 * error({bits, 32, symmetric, false}, {}));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mcompress

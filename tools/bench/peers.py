@@ -168,6 +168,7 @@ def add_arguments(parser, root):
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--nsamples", type=int, default=128)
+    parser.add_argument("--peers", default="GPTQModel,llm-compressor", help="names with commas between, or nothing")
     parser.add_argument("--scratch", help="folder for what is written on the way")
 
 

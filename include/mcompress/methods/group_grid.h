@@ -17,7 +17,8 @@ struct GroupGrid {
   int64_t group_size =
       128;  // -1: all channels; where it does not divide their number the last group is smaller
   bool symmetric = false;
-  // The range is narrowed by up to 35 % where that gives less error, each channel weighted by its importance.
+  // The range is narrowed by up to 35 %, and a symmetric scale may be negative, where that gives less squared
+  // error, each channel weighted by its importance.
   bool search = false;
 };
 
@@ -27,8 +28,9 @@ struct GroupScale {
   at::Tensor scale, zero;
 };
 
-// Of weights float64 [rows, channels]; `importance` float64 [channels], or undefined where all are equal.
-// Throws Error(65) where a scale would be beyond float16.
+// Of weights float64 [rows, channels]; `importance` float64 [channels], or undefined where nothing is known
+// of their inputs: a search then weights each error by w^2 + 2 mean(w^2) of its group. Throws Error(65) where
+// a scale would be beyond float16.
 GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance);
 
 // int64 [channels]: groups of that size in order. Throws Error(2) for a group size of 0 or below -1.
