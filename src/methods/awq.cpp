@@ -147,8 +147,10 @@ IntGroup round_clipped(const at::Tensor& weight, const GroupGrid& grid, const at
       low = -high;
     }
     at::Tensor best_loss, best_scale, best_zero, best_codes;
-    for (int step = 0; step < kSteps; ++step) {
-      const double share = 1 - 0.05 * step;
+    // Of a symmetric grid, whose lowest code has no opposite, the other side too.
+    const int tries = grid.symmetric ? 2 * kSteps : kSteps;
+    for (int step = 0; step < tries; ++step) {
+      const double share = (1 - 0.05 * (step % kSteps)) * (step < kSteps ? 1 : -1);
       at::Tensor scale = ((high - low) * (share / largest)).to(at::kHalf).to(at::kFloat);
       scale = scale.masked_fill(scale == 0, kLeastScale);
       const at::Tensor zero = grid.symmetric ? at::full_like(scale, (largest + 1) / 2)

@@ -102,7 +102,7 @@ ordered_json compressed_tensors_config(const PackedFolder& folder) {
   ordered_json ignore = folder.kept;
   if (!folder.head) ignore.push_back(folder.head_name);
   return {{"quant_method", "compressed-tensors"},
-          {"format", "pack-quantized"},
+          {"format", folder.form == PackedForm::kPlainCodes ? "int-quantized" : "pack-quantized"},
           {"quantization_status", "compressed"},
           {"global_compression_ratio", nullptr},
           {"kv_cache_scheme", nullptr},
@@ -117,7 +117,8 @@ ordered_json quantization_config(const PackedFolder& folder) {
     case PackedForm::kGptq:
     case PackedForm::kGptqV2: return gptq_config(folder);
     case PackedForm::kAwq: return awq_config(folder);
-    case PackedForm::kCompressedTensors: break;
+    case PackedForm::kCompressedTensors:
+    case PackedForm::kPlainCodes: break;
   }
   return compressed_tensors_config(folder);
 }

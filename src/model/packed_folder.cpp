@@ -39,7 +39,7 @@ PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const
   const bool embedding =
       std::any_of(options.layers.begin(), options.layers.end(),
                   [&](const PackedLayer& each) { return each.embedding && each.name == layer; });
-  if (options.form && embedding) return pack_rows(weight);
+  if (options.form && embedding) return pack_layer(PackedForm::kPlainCodes, true, weight);
   if (options.form) return pack_layer(*options.form, options.symmetric, weight);
   const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
   const bool transposed = options.transposed && layer != options.head_name;
@@ -92,8 +92,7 @@ std::map<std::string, std::string> new_texts(const std::vector<Shard>& shards, c
   config.erase("quantization_config");
   if (options.form) {
     config["quantization_config"] = quantization_config(options);
-    const bool gptq = *options.form == PackedForm::kGptq || *options.form == PackedForm::kGptqV2;
-    if (gptq) texts["quantize_config.json"] = config["quantization_config"].dump(2) + "\n";
+    if (is_gptq(*options.form)) texts["quantize_config.json"] = config["quantization_config"].dump(2) + "\n";
   }
   texts["config.json"] = config.dump(2) + "\n";
   return texts;

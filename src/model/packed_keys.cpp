@@ -79,6 +79,7 @@ std::vector<Finding> check_keys(PackedForm form, const json& quantization) {
       break;
     }
     case PackedForm::kCompressedTensors:
+    case PackedForm::kPlainCodes:
       check(quantization, where, {{"ignore", false, array}}, findings);
       for (const auto& [name, group] : quantization.at("config_groups").items()) {
         const std::string path = where + ", config_groups." + name;

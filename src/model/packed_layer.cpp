@@ -14,6 +14,7 @@ const char* name_of(PackedForm form) {
     case PackedForm::kGptq:
     case PackedForm::kGptqV2: return "gptq";
     case PackedForm::kAwq: return "awq";
+    case PackedForm::kPlainCodes: return "safetensors";
     case PackedForm::kCompressedTensors: break;
   }
   return "compressed-tensors";
@@ -36,10 +37,16 @@ std::vector<PackedPart> packed_parts(PackedForm form, const PackedLayer& layer) 
       return {{".qweight", DType::kI32, {k, n / 8}},
               {".qzeros", DType::kI32, {groups, n / 8}},
               {".scales", DType::kF16, {groups, n}}};
+    case PackedForm::kPlainCodes: {
+      std::vector<PackedPart> parts = {{".weight", DType::kI8, {n, k}},
+                                       {".weight_scale", DType::kF16, {n, groups}}};
+      if (!layer.symmetric) parts.push_back({".weight_zero_point", DType::kI8, {n, groups}});
+      return parts;
+    }
     case PackedForm::kCompressedTensors: break;
   }
-  // int-quantized: transformers has no packed embeddings.
-  if (layer.embedding) return {{".weight", DType::kI8, {n, k}}, {".weight_scale", DType::kF16, {n, 1}}};
+  // transformers has no packed embeddings.
+  if (layer.embedding) return packed_parts(PackedForm::kPlainCodes, layer);
   std::vector<PackedPart> parts = {{".weight_packed", DType::kI32, {n, words_for(k, layer.bits)}},
                                    {".weight_scale", DType::kF16, {n, groups}},
                                    {".weight_shape", DType::kI64, {2}}};
@@ -53,11 +60,13 @@ const std::vector<std::string>& packed_suffixes(PackedForm form) {
                                         kAwq = {".qweight", ".qzeros", ".scales"},
                                         kCompressedTensors = {".weight_packed", ".weight_scale",
                                                               ".weight_shape", ".weight_zero_point",
-                                                              ".weight_g_idx"};
+                                                              ".weight_g_idx"},
+                                        kPlainCodes = {".weight", ".weight_scale", ".weight_zero_point"};
   switch (form) {
     case PackedForm::kGptq:
     case PackedForm::kGptqV2: return kGptq;
     case PackedForm::kAwq: return kAwq;
+    case PackedForm::kPlainCodes: return kPlainCodes;
     case PackedForm::kCompressedTensors: break;
   }
   return kCompressedTensors;
@@ -87,14 +96,15 @@ std::string packed_obstacle(PackedForm form, int64_t outputs, int64_t inputs) {
     case PackedForm::kAwq:
       if (outputs % kWord == 0) return "";
       return fmt::format("AWQ's format holds multiples of 32 outputs, and it has {}", outputs);
-    case PackedForm::kCompressedTensors: break;
+    case PackedForm::kCompressedTensors:
+    case PackedForm::kPlainCodes: break;
   }
   return "";
 }
 
 std::string packed_refusal(PackedForm form, const PackedLayer& layer) {
   const char* format = name_of(form);
-  const bool gptq = form == PackedForm::kGptq || form == PackedForm::kGptqV2, awq = form == PackedForm::kAwq;
+  const bool gptq = is_gptq(form), awq = form == PackedForm::kAwq;
   if (layer.embedding && (gptq || awq))
     return fmt::format("--format {} has no embeddings; use --format compressed-tensors or dequantized",
                        format);
@@ -112,7 +122,8 @@ std::string packed_refusal(PackedForm form, const PackedLayer& layer) {
   if (awq && layer.bits != 4)
     return fmt::format("--format awq has no weights of {} bits; use 4, or --format compressed-tensors",
                        layer.bits);
-  if (!awq && packed_width(words_for(layer.inputs, layer.bits), layer.inputs) != layer.bits)
+  if (form == PackedForm::kCompressedTensors &&
+      packed_width(words_for(layer.inputs, layer.bits), layer.inputs) != layer.bits)
     return fmt::format(
         "--format {} does not tell {} bits of {} input features from others; use --bits 4, or "
         "leave the layer out with --ignore",

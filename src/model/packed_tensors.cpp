@@ -88,9 +88,18 @@ class Given {
     return words;
   }
 
+  at::Tensor bytes(const char* suffix) const {
+    const at::Tensor& bytes = matrix(suffix);
+    if (bytes.scalar_type() != at::kChar) throw refuse(fmt::format("{} is not of type I8", suffix + 1));
+    return bytes;
+  }
+
   // As readers take them.
   at::Tensor scales(const char* suffix) const {
-    const at::Tensor& given = matrix(suffix);
+    at::Tensor given = (*this)[suffix];
+    if (given.dim() < 2) given = given.reshape({-1, 1});
+    if (given.dim() != 2 || given.numel() == 0)
+      throw refuse(fmt::format("{} is no matrix, or empty", suffix + 1));
     if (!given.is_floating_point()) throw refuse(fmt::format("{} is of no floating type", suffix + 1));
     const at::Tensor scales = given.to(at::kHalf);
     if (!given.isfinite().all().item<bool>())
@@ -196,6 +205,29 @@ IntGroup unpack_compressed_tensors(const Given& given) {
                                      : given.even_groups(inputs, count)};
 }
 
+// Codes and zero points of 4 bits where all are, of 8 otherwise; scales [N, groups], or one a row, or one.
+IntGroup unpack_plain(const Given& given) {
+  const at::Tensor codes = given.bytes(".weight");
+  const int64_t outputs = codes.size(0), inputs = codes.size(1);
+  at::Tensor scales = given.scales(".weight_scale");
+  if (scales.numel() == 1) scales = scales.expand({outputs, 1});
+  const int64_t count = scales.size(1);
+  given.expect(".weight_scale", scales, outputs, count);
+  at::Tensor zero = at::zeros({outputs, count}, at::kChar);
+  if (given.has(".weight_zero_point")) {
+    zero = given.bytes(".weight_zero_point");
+    given.expect(".weight_zero_point", zero, outputs, count);
+  }
+  const auto within = [](const at::Tensor& values) {
+    return values.min().item<int>() >= -8 && values.max().item<int>() < 8;
+  };
+  const int bits = within(codes) && within(zero) ? 4 : 8;
+  const auto unsigned_of = [&](const at::Tensor& values) {
+    return values.to(at::kShort).add(1 << (bits - 1)).to(at::kByte);
+  };
+  return {bits, unsigned_of(codes), scales.contiguous(), unsigned_of(zero), given.even_groups(inputs, count)};
+}
+
 }  // namespace
 
 PackedTensors pack_layer(PackedForm form, bool symmetric, const IntGroup& weight) {
@@ -213,6 +245,14 @@ PackedTensors pack_layer(PackedForm form, bool symmetric, const IntGroup& weight
       return {{".qweight", packed_for_awq(codes.t())},
               {".qzeros", packed_for_awq(weight.zero.t())},
               {".scales", scales}};
+    case PackedForm::kPlainCodes: {
+      const auto signed_of = [&](const at::Tensor& values) {
+        return values.to(at::kShort).sub(1 << (weight.bits - 1)).to(at::kChar);
+      };
+      PackedTensors tensors = {{".weight", signed_of(codes)}, {".weight_scale", weight.scale.contiguous()}};
+      if (!symmetric) tensors[".weight_zero_point"] = signed_of(weight.zero.contiguous());
+      return tensors;
+    }
     case PackedForm::kCompressedTensors: break;
   }
   PackedTensors tensors = {{".weight_packed", packed(codes, weight.bits).t().contiguous()},
@@ -220,22 +260,6 @@ PackedTensors pack_layer(PackedForm form, bool symmetric, const IntGroup& weight
                            {".weight_shape", at::tensor({codes.size(0), codes.size(1)}, at::kLong)}};
   if (!symmetric) tensors[".weight_zero_point"] = packed(weight.zero.t(), weight.bits);
   return tensors;
-}
-
-PackedTensors pack_rows(const IntGroup& weight) {
-  return {{".weight", weight.codes.to(at::kShort).sub(128).to(at::kChar)},
-          {".weight_scale", weight.scale.contiguous()}};
-}
-
-IntGroup unpack_rows(const at::Tensor& codes, const at::Tensor& scales, const std::string& layer) {
-  const PackedTensors tensors = {{".weight_scale", scales.dim() == 1 ? scales.unsqueeze(1) : scales}};
-  const Given given(tensors, layer);
-  at::Tensor scale = given.scales(".weight_scale");
-  const int64_t rows = codes.size(0);
-  if (scale.numel() == 1) scale = scale.expand({rows, 1});
-  given.expect(".weight_scale", scale, rows, 1);
-  return {8, codes.to(at::kShort).add(128).to(at::kByte), scale.contiguous(),
-          at::full({rows, 1}, 128, at::kByte), at::zeros({codes.size(1)}, at::kLong)};
 }
 
 std::pair<int64_t, int64_t> packed_sizes(PackedForm form, const PackedTensors& tensors,
@@ -251,6 +275,11 @@ std::pair<int64_t, int64_t> packed_sizes(PackedForm form, const PackedTensors& t
       const at::Tensor words = given.words(".qweight");
       return {words.size(1) * kWord / 4, words.size(0)};
     }
+    case PackedForm::kPlainCodes: {
+      given.require({".weight_scale"});
+      const at::Tensor codes = given.bytes(".weight");
+      return {codes.size(0), codes.size(1)};
+    }
     case PackedForm::kCompressedTensors: break;
   }
   given.require({".weight_scale"});
@@ -263,6 +292,7 @@ IntGroup unpack_layer(PackedForm form, const PackedTensors& tensors, const std::
     case PackedForm::kGptq:
     case PackedForm::kGptqV2: return unpack_gptq(given, form == PackedForm::kGptq);
     case PackedForm::kAwq: return unpack_awq(given);
+    case PackedForm::kPlainCodes: return unpack_plain(given);
     case PackedForm::kCompressedTensors: break;
   }
   return unpack_compressed_tensors(given);

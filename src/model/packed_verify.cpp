@@ -18,6 +18,7 @@
 #include "mcompress/model/packed_folder.h"
 #include "originals.h"
 #include "packed_keys.h"
+#include "packed_values.h"
 
 namespace mcompress {
 
@@ -55,7 +56,7 @@ class Verifier {
 
   // What the configuration says, if it says something that is known.
   std::optional<PackedForm> form_of_config() {
-    const auto guessed = guess_form(files_);
+    auto guessed = guess_form(files_);
     if (config_.value("quantization_config", json()).is_null()) {
       if (guessed)
         find("config.json",
@@ -67,6 +68,7 @@ class Verifier {
     try {
       const FolderQuantization read = read_quantization(folder_);
       if (!read.form) return std::nullopt;
+      if (!guessed && read.form == PackedForm::kPlainCodes && has_plain_codes()) guessed = read.form;
       if (!guessed)
         find("config.json",
              fmt::format("quantization_config tells of {}, and no layer is packed", read.text));
@@ -81,6 +83,13 @@ class Verifier {
       find("config.json", failure.what());
       return std::nullopt;
     }
+  }
+
+  // One scale a row is of other 8-bit weights too.
+  bool has_plain_codes() const {
+    return std::any_of(files_.arrays.begin(), files_.arrays.end(), [](const Array& array) {
+      return array.dtype == DType::kI8 && array.name.ends_with(".weight");
+    });
   }
 
   // Which of the two a reader takes depends on the reader.
@@ -142,13 +151,14 @@ class Verifier {
       ++result_.checked;
       try {
         const IntGroup weight = reader->read(name);
-        check_layer(form, name, weight);
+        for (Finding& finding : check_values(form, name, weight, scheme_of(form, name)))
+          result_.findings.push_back(std::move(finding));
         if (originals) compare(name, weight, *originals);
       } catch (const Error& failure) {
         find(name, failure.what());
       }
     }
-    if (form != PackedForm::kCompressedTensors) return;
+    if (!is_compressed_tensors(form)) return;
     try {
       check_ignored(*reader);
     } catch (const Error& failure) {
@@ -156,28 +166,36 @@ class Verifier {
     }
   }
 
-  // Bits and group size that the configuration gives this layer; 0 where it does not say.
-  std::pair<int64_t, int64_t> wanted_of(PackedForm form, const std::string& name) const {
-    if (form == PackedForm::kCompressedTensors) {
-      const json* scheme = scheme_of(name);
-      if (scheme == nullptr) return {0, 0};
-      return {number(*scheme, "num_bits"), std::max<int64_t>(-1, number(*scheme, "group_size", -1))};
+  // What the configuration gives this layer.
+  LayerScheme scheme_of(PackedForm form, const std::string& name) const {
+    if (is_compressed_tensors(form)) {
+      const json* weights = weights_of(name);
+      if (weights == nullptr) return {};
+      LayerScheme scheme;
+      scheme.bits = number(*weights, "num_bits");
+      scheme.group_size = std::max<int64_t>(-1, number(*weights, "group_size", -1));
+      return scheme;
     }
+    const bool act_order = quantization_.value("desc_act", json(false)) == true,
+               symmetric = quantization_.value("sym", json(true)) == true;
+    const auto scheme_from = [&](const json& given) {
+      return LayerScheme{number(given, "bits"), number(given, "group_size"), act_order, symmetric};
+    };
     json scheme = quantization_;
     const json dynamic = quantization_.value("dynamic", json());
     // As GPTQModel: the first that matches from the start of the name on.
-    if (!dynamic.is_object()) return {number(scheme, "bits"), number(scheme, "group_size")};
+    if (!dynamic.is_object()) return scheme_from(scheme);
     for (const auto& [key, value] : dynamic.items()) {
       const bool marked = key.starts_with("+:") || key.starts_with("-:");
       if (!from_start(marked ? key.substr(2) : key).matches(name)) continue;
       if (value.is_object()) scheme.update(value);
       break;
     }
-    return {number(scheme, "bits"), number(scheme, "group_size")};
+    return scheme_from(scheme);
   }
 
   // As compressed-tensors: what names the layer goes before what names its class.
-  const json* scheme_of(const std::string& name) const {
+  const json* weights_of(const std::string& name) const {
     const char* kind = is_embedding(name + ".weight") ? "Embedding" : "Linear";
     const json* of_class = nullptr;
     for (const json& group : quantization_.at("config_groups")) {
@@ -197,49 +215,6 @@ class Verifier {
   static int64_t number(const json& object, const char* key, int64_t otherwise = 0) {
     const json value = object.value(key, json());
     return value.is_number_integer() ? value.get<int64_t>() : otherwise;
-  }
-
-  void check_layer(PackedForm form, const std::string& name, const IntGroup& weight) {
-    const auto [bits, group_size] = wanted_of(form, name);
-    if (bits != 0 && bits != weight.bits)
-      find(name,
-           fmt::format("its tensors are of {} bits, and quantization_config says {}", weight.bits, bits));
-    const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
-                  size = group_size < 0 ? channels : std::min(group_size, channels);
-    if (size > 0 && groups != (channels + size - 1) / size)
-      find(name, fmt::format("it has {} groups, and a group_size of {} makes {} of its {} channels", groups,
-                             group_size, (channels + size - 1) / size, channels));
-    const int64_t none = weight.scale.eq(0).sum().item<int64_t>();
-    if (none > 0) find(name, fmt::format("{} of its scales are 0", none));
-    const bool gptq = form == PackedForm::kGptq || form == PackedForm::kGptqV2;
-    if (gptq) check_gptq(form, name, weight, size);
-  }
-
-  void check_gptq(PackedForm form, const std::string& name, const IntGroup& weight, int64_t wanted) {
-    const int64_t channels = weight.codes.size(1), groups = weight.scale.size(1),
-                  size = wanted > 0 ? wanted : (channels + groups - 1) / groups,
-                  middle = 1 << (weight.bits - 1);
-    const at::Tensor counts = at::bincount(weight.groups, {}, groups);
-    const bool act_order = quantization_.value("desc_act", json(false)) == true;
-    if (!act_order && !weight.groups.equal(at::arange(channels).div(size, "floor")))
-      find(name, "g_idx is not in the order of channels, and desc_act says that it is");
-    if (counts.max().item<int64_t>() > size)
-      find(name, fmt::format("g_idx gives a group {} channels, and {} of {} make {}",
-                             counts.max().item<int64_t>(), groups, channels, size));
-    const bool symmetric = quantization_.value("sym", json(true)) == true;
-    if (symmetric && !weight.zero.eq(middle).all().item<bool>()) {
-      const bool other =
-          weight.zero.eq(form == PackedForm::kGptq ? middle + 1 : middle - 1).all().item<bool>();
-      find(name, other ? fmt::format("its zero points are {} in place of {}: qzeros are those of {}, and "
-                                     "checkpoint_format says {}",
-                                     weight.zero.max().item<int64_t>(), middle,
-                                     form == PackedForm::kGptq ? "gptq_v2" : "gptq",
-                                     form == PackedForm::kGptq ? "gptq" : "gptq_v2")
-                       : "its zero points are not the middle, and quantization_config says sym");
-    }
-    if (form == PackedForm::kGptq && !symmetric && weight.zero.eq(0).any().item<bool>())
-      find(name,
-           "has zero points of 0, for which checkpoint_format gptq has no number; readers disagree on them");
   }
 
   void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
@@ -300,7 +275,8 @@ class Verifier {
       if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear)
         continue;
       const std::string name = array.name.substr(0, array.name.rfind('.'));
-      if (!ignored(name)) find(name, "is not packed, and quantization_config does not ignore it");
+      if (!ignored(name) && !reader.is_part(array.name))
+        find(name, "is not packed, and quantization_config does not ignore it");
     }
   }
 

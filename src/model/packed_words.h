@@ -17,9 +17,4 @@ inline int64_t words_for(int64_t count, int bits) {
 // The bits of so many codes of compressed-tensors in so many words; 0 where there are none.
 int packed_width(int64_t words, int64_t codes);
 
-// Rows of 8 bits with a scale each, or one for all, as compressed-tensors has those that are not packed:
-// codes I8 [N, K] less 128. Throws Error(65) as unpack_layer().
-IntGroup unpack_rows(const at::Tensor& codes, const at::Tensor& scales, const std::string& layer);
-PackedTensors pack_rows(const IntGroup& weight);
-
 }  // namespace mcompress

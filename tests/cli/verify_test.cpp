@@ -218,6 +218,39 @@ TEST_F(Verify, FindsEveryPlantedFault) {
   EXPECT_GE(faults_, 20);
 }
 
+TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
+  for (const std::string options : {"--sym", "--asym", "--bits 5", "--bits 8"}) {
+    const std::string valid = make("valid", "--format safetensors " + options);
+    EXPECT_EQ(run_mcompress("verify " + valid).out, "nothing found; 14 packed layers\n") << options;
+  }
+  const std::string valid = make("asymmetric", "--format safetensors --asym");
+  tensors_[kLayer + ".weight"].second.assign(size_t{64} * 96 * 4, '\0');
+  write_model();
+  const std::string zeros = make("zeros", "--format safetensors --bits 8");
+  EXPECT_EQ(run_mcompress("verify " + zeros).out, "nothing found; 14 packed layers\n");
+  report_of("quantize " + (folder_ / "model") +
+            " --mode weight-only --group-size -1 --format safetensors --force -o " + (folder_ / "rows"));
+  EXPECT_EQ(run_mcompress("verify " + (folder_ / "rows")).out, "nothing found; 14 packed layers\n");
+  const auto fault = [&](const std::string& words, const Change& change) {
+    expect_found(planted(valid, change), words);
+  };
+  fault("codes or zero points from -8 to 100, and 4 bits are from -8 to 7",
+        [](Tensors& t, json&) { t.all[kLayer + ".weight"].bytes[9] = 100; });
+  fault("codes or zero points from -50 to 7",
+        [](Tensors& t, json&) { t.all[kLayer + ".weight_zero_point"].bytes[3] = static_cast<char>(-50); });
+  fault("lacks '" + kLayer + ".weight_scale'",
+        [](Tensors& t, json&) { t.all.erase(kLayer + ".weight_scale"); });
+  fault("lacks codes in I8, '" + kLayer + ".weight'",
+        [](Tensors& t, json&) { t.all[kLayer + ".weight"].dtype = "U8"; });
+  fault("it has 3 groups, and a group_size of 64 makes 2", [](Tensors&, json& config) {
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 64;
+  });
+  fault("the tensors are those of safetensors",
+        [](Tensors&, json& config) { config["quantization_config"]["format"] = "pack-quantized"; });
+  fault("is packed, and quantization_config ignores it",
+        [](Tensors&, json& config) { config["quantization_config"]["ignore"] = {kLayer}; });
+}
+
 TEST_F(Verify, TellsOfFilesAndInJson) {
   const std::string gptq = make("gptq", "--format gptq");
   const Outcome run = run_mcompress("verify " + gptq + " --json --against " + (folder_ / "model"));

@@ -63,6 +63,10 @@ Tensors valid(PackedForm form) {
             {".weight_scale", ones_in_half({64, 3})},
             {".weight_shape", {"I64", {2}, bytes_of<int64_t>({64, 96})}},
             {".weight_zero_point", words({8, 3})}};
+  if (form == PackedForm::kPlainCodes)
+    return {{".weight", {"I8", {64, 96}, std::string(size_t{64} * 96, '\5')}},
+            {".weight_scale", ones_in_half({64, 3})},
+            {".weight_zero_point", {"I8", {64, 3}, std::string(size_t{64} * 3, '\1')}}};
   Tensors tensors = {{".qzeros", words({3, 8})}, {".scales", ones_in_half({3, 64})}};
   if (form == PackedForm::kAwq) {
     tensors[".qweight"] = words({96, 8});
@@ -149,7 +153,7 @@ TEST_P(MalformedPacked, TensorsOfOtherTypesAndShapesAreRefused) {
 }
 
 TEST_P(MalformedPacked, ScalesThatAreNoNumbersAreRefused) {
-  const std::string suffix = GetParam() == PackedForm::kCompressedTensors ? ".weight_scale" : ".scales";
+  const std::string suffix = is_compressed_tensors(GetParam()) ? ".weight_scale" : ".scales";
   const size_t count = 3 * 64;
   for (const uint16_t odd : {0x7C00, 0xFC00, 0x7E00, 0x7C01}) {
     expect_refused(suffix, "half", [&](Tensor& t) { std::memcpy(t.bytes.data() + 10, &odd, 2); });
@@ -219,12 +223,13 @@ TEST_P(MalformedPacked, LayersThatAreNotWholeAreRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Forms, MalformedPacked,
                          ::testing::Values(PackedForm::kGptq, PackedForm::kGptqV2, PackedForm::kAwq,
-                                           PackedForm::kCompressedTensors),
+                                           PackedForm::kCompressedTensors, PackedForm::kPlainCodes),
                          [](const auto& form) {
-                           return form.param == PackedForm::kGptqV2 ? "GptqV2"
-                                  : form.param == PackedForm::kGptq ? "Gptq"
-                                  : form.param == PackedForm::kAwq  ? "Awq"
-                                                                    : "CompressedTensors";
+                           return form.param == PackedForm::kGptqV2       ? "GptqV2"
+                                  : form.param == PackedForm::kGptq       ? "Gptq"
+                                  : form.param == PackedForm::kAwq        ? "Awq"
+                                  : form.param == PackedForm::kPlainCodes ? "PlainCodes"
+                                                                          : "CompressedTensors";
                          });
 
 }  // namespace

@@ -51,12 +51,15 @@ TEST(PackedLayer, HasTheBitsOfItsForm) {
   EXPECT_EQ(word(zeros, ".weight_zero_point", 0, 0), 0x33333333U);
   EXPECT_EQ(zeros.at(".weight_shape")[0].item<int64_t>(), 8);
   EXPECT_EQ(zeros.at(".weight_shape")[1].item<int64_t>(), 1);
+  const PackedTensors plain = pack_layer(PackedForm::kPlainCodes, false, eight(up, true, 3));
+  EXPECT_TRUE(plain.at(".weight").flatten().equal(at::arange(-8, 0).to(at::kChar)));
+  EXPECT_TRUE(plain.at(".weight_zero_point").eq(-5).all().item<bool>());
 }
 
 TEST(PackedLayer, ComesBackInEveryFormAndShape) {
   int tried = 0;
-  for (const PackedForm form :
-       {PackedForm::kGptq, PackedForm::kGptqV2, PackedForm::kAwq, PackedForm::kCompressedTensors}) {
+  for (const PackedForm form : {PackedForm::kGptq, PackedForm::kGptqV2, PackedForm::kAwq,
+                                PackedForm::kCompressedTensors, PackedForm::kPlainCodes}) {
     for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
       for (const auto& [rows, channels] : {std::pair<int64_t, int64_t>{32, 64}, {96, 64}, {64, 192}}) {
         for (const int64_t group_size : {32, 64, -1}) {
@@ -75,18 +78,24 @@ TEST(PackedLayer, ComesBackInEveryFormAndShape) {
             EXPECT_EQ(bytes, packed_bytes(form, layer));
             EXPECT_EQ(packed_sizes(form, tensors, "layer"), (std::pair{rows, channels}));
             const IntGroup back = unpack_layer(form, tensors, "layer");
+            ++tried;
+            EXPECT_TRUE(dequantize_rows(back, 0, rows).equal(dequantize_rows(weight, 0, rows)));
+            // Codes in bytes do not tell their bits.
+            if (form == PackedForm::kPlainCodes) {
+              EXPECT_EQ(back.bits, bits <= 4 ? 4 : 8);
+              continue;
+            }
             EXPECT_EQ(back.bits, bits);
             EXPECT_TRUE(back.codes.equal(weight.codes) && back.scale.equal(weight.scale) &&
                         back.zero.equal(weight.zero) && back.groups.equal(weight.groups))
                 << name_of(form) << " " << bits << " bits, [" << rows << ", " << channels << "], groups of "
                 << group_size;
-            ++tried;
           }
         }
       }
     }
   }
-  EXPECT_EQ(tried, 2 * 4 * 18 + 18 + 7 * 18);
+  EXPECT_EQ(tried, 2 * 4 * 18 + 18 + 2 * 7 * 18);
 }
 
 // Of few channels the words do not tell the bits.
@@ -111,7 +120,8 @@ TEST(PackedLayer, RefusesTensorsThatDoNotFit) {
     }
     return std::string();
   };
-  for (const PackedForm form : {PackedForm::kGptq, PackedForm::kAwq, PackedForm::kCompressedTensors}) {
+  for (const PackedForm form :
+       {PackedForm::kGptq, PackedForm::kAwq, PackedForm::kCompressedTensors, PackedForm::kPlainCodes}) {
     const PackedTensors whole = pack_layer(form, false, weight_of(32, 64, 4, 32, false));
     EXPECT_EQ(refused(form, whole), "");
     for (const auto& [suffix, tensor] : whole) {

@@ -32,6 +32,8 @@ TEST(MalformedQuantizationConfig, IsRefusedWithTheReason) {
     return packed({{"format", "int-quantized"},
                    {"config_groups", {{"g", {{"weights", eight}, {"input_activations", of_inputs}}}}}});
   };
+  const json tokens = {
+      {"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
   const auto gptq = [](const json& changes) {
     json config = {{"quant_method", "gptq"}, {"bits", 4}};
     if (!changes.empty()) config.update(changes);
@@ -80,9 +82,12 @@ TEST(MalformedQuantizationConfig, IsRefusedWithTheReason) {
       {packed({{"kv_cache_scheme", weights}}), "its kv_cache_scheme"},
       {packed({{"transform_config", {{"a", 1}}}}), "its transform_config"},
       {packed({{"sparsity_config", {{"format", "sparse-24-bitmask"}}}}), "its sparsity_config"},
-      {int8({{"symmetric", false}}), "weights {"},
+      {int8({{"symmetric", false}}, tokens), "weights {"},
+      {int8({{"num_bits", 4}}, tokens), "weights {"},
+      {int8({{"strategy", "group"}}, tokens), "weights {"},
       {int8({{"symmetric", "yes"}}), "'symmetric' is \"yes\""},
-      {int8({{"num_bits", 6}}), "weights {"},
+      {int8({{"num_bits", 9}}), "weights {"},
+      {int8({{"num_bits", 1}}), "weights {"},
       {int8({{"strategy", "block"}}), "weights {"},
       {int8({{"actorder", "group"}}), "weights {"},
       {int8({}, {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "tensor"}}),
@@ -97,6 +102,9 @@ TEST(MalformedQuantizationConfig, IsRefusedWithTheReason) {
   EXPECT_EQ(read(awq({})), "awq, 4 bits");
   EXPECT_EQ(read(packed({})), "compressed-tensors, 4 bits");
   EXPECT_EQ(read(int8({})), "compressed-tensors, 8 bits");
+  EXPECT_EQ(read(int8({}, tokens)), "compressed-tensors, 8 bits");
+  EXPECT_EQ(read(int8({{"num_bits", 4}, {"strategy", "group"}, {"symmetric", false}})),
+            "compressed-tensors, 4 bits");
   for (const auto& [given, reason] : cases) {
     try {
       read(given);

@@ -95,10 +95,24 @@ def check_awq(folder, dense, vocabulary):
     return found, error, check_logits(model.float(), dense, layers, vocabulary, 1e-3)
 
 
-def check_compressed_tensors(folder, dense, vocabulary, ids):
+def check_plain_codes(folder, dense):
+    """(code - zero point) * scale of its group, by NumPy alone."""
+    stored, ours = load_file(folder / "model.safetensors"), load_file(dense / "model.safetensors")
+    layers = packed_layers(folder, ".weight_scale")
+    for layer in layers:
+        codes, scales = stored[layer + ".weight"].numpy(), stored[layer + ".weight_scale"].numpy().astype(np.float32)
+        zeros = stored[layer + ".weight_zero_point"].numpy() if layer + ".weight_zero_point" in stored else np.zeros(scales.shape, np.int8)
+        size = codes.shape[1] // scales.shape[1]
+        values = (codes.astype(np.float32) - zeros.astype(np.float32).repeat(size, 1)) * scales.repeat(size, 1)
+        assert codes.dtype == np.int8 and np.array_equal(values, ours[layer + ".weight"].numpy()), layer
+    assert len(layers) >= 4, layers
+    return layers
+
+
+def check_compressed_tensors(folder, dense, vocabulary, ids, suffix=".weight_packed"):
     from transformers import CompressedTensorsConfig
 
-    layers = packed_layers(folder, ".weight_packed")
+    layers = packed_layers(folder, suffix)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=CompressedTensorsConfig(run_compressed=False)).eval()
     ours, found = load_file(dense / "model.safetensors"), 0
     state = model.state_dict()
@@ -152,6 +166,10 @@ def main():
             for grid in ("--sym", "--asym"):
                 run("quantize", scratch / "llama", "--mode", "weight-only", "--bits", bits, "--group-size", group, grid, "--force", "-q", "--format", "compressed-tensors", "-o", "ct")
                 run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
+                run("convert", "ct", "--format", "safetensors", "-o", "plain", "--force", "-q")
+                check_plain_codes(scratch / "plain", scratch / "dense")
+                error = check_compressed_tensors(scratch / "plain", scratch / "dense", vocabulary, ids, ".weight_scale")[1]
+                print(f"llama {bits} bits, groups of {group} {grid}: codes in bytes, logits to {error:.1e}", flush=True)
                 print(f"llama {bits} bits, groups of {group} {grid}: logits to {check_compressed_tensors(scratch / 'ct', scratch / 'dense', vocabulary, ids)[1]:.1e}", flush=True)
         make_model("llama", scratch / "untied", intermediate_size=128, tie_word_embeddings=False)
         for bits in ("4", "8"):

@@ -42,7 +42,7 @@ Stored describe(PackedForm source, const std::string& name, const IntGroup& weig
                   weight.bits,
                   groups == 1 ? -1 : size,
                   weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>(),
-                  source == PackedForm::kCompressedTensors && is_embedding(name + ".weight")};
+                  is_compressed_tensors(source) && is_embedding(name + ".weight")};
   return stored;
 }
 
@@ -54,11 +54,22 @@ struct Plan {
 
 // Why the codes cannot be taken over as they are; empty where they can.
 std::string refusal_of(PackedForm form, const Stored& stored) {
-  if (!stored.in_order && form != PackedForm::kGptq && form != PackedForm::kGptqV2)
+  if (!stored.in_order && !is_gptq(form))
     return fmt::format("its groups are in the order of act-order (g_idx), which --format {} has no place for",
                        name_of(form));
   const std::string obstacle = packed_obstacle(form, stored.layer.outputs, stored.layer.inputs);
   return obstacle.empty() ? packed_refusal(form, stored.layer) : obstacle;
+}
+
+// Codes of a width that the form lacks are codes of the next one, zero points with them.
+void widen(PackedForm form, PackedLayer& layer) {
+  if (form == PackedForm::kAwq && layer.bits < 4) layer.bits = 4;
+  if (is_gptq(form) && layer.bits > 4) layer.bits = 8;
+}
+
+IntGroup widened(IntGroup weight, int bits) {
+  const int more = (1 << (bits - 1)) - (1 << (weight.bits - 1));
+  return {bits, weight.codes.add(more), weight.scale, weight.zero.add(more), weight.groups};
 }
 
 // Takes the next width that the form has, with groups of neighbours. Throws Error(2) where its sizes do not
@@ -77,7 +88,7 @@ void round_anew(PackedForm form, Stored& stored) {
 // The layer as it is written.
 IntGroup converted(const Stored& stored, const PackedReader& reader) {
   IntGroup weight = reader.read(stored.layer.name);
-  if (!stored.anew) return weight;
+  if (!stored.anew) return weight.bits < stored.layer.bits ? widened(weight, stored.layer.bits) : weight;
   return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
 }
 
@@ -128,6 +139,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   if (config) folder.head_name = config->names.head;
   for (Stored& stored : plan.layers) {
     stored.layer.symmetric = symmetric;
+    if (folder.form) widen(*folder.form, stored.layer);
     const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
     if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
     folder.layers.push_back(stored.layer);
@@ -141,7 +153,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     LayerKind kind{};
     if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear) continue;
     const std::string name = array.name.substr(0, array.name.rfind('.'));
-    if (name != folder.head_name) folder.kept.push_back(name);
+    if (name != folder.head_name && !reader.is_part(array.name)) folder.kept.push_back(name);
   }
   finish_folder(config ? &*config : nullptr, folder);
   if (folder.form == PackedForm::kAwq) check_awq(folder, options.model);
@@ -211,18 +223,18 @@ Command convert_command() {
   auto options = std::make_shared<ConvertCommand>();
   const auto add_options = [options](CLI::App& app) {
     app.add_option("model,-m,--model", options->model,
-                   "Hugging Face folder of GPTQ, AWQ or compressed-tensors; for gguf any language model's; "
+                   "Hugging Face folder of GPTQ, AWQ, compressed-tensors or safetensors; for gguf any "
+                   "language model's; "
                    "or GGUF, for "
                    "dequantized")
         ->required();
     app.add_option("-o,--output", options->output, "The folder to write, or for gguf the file");
     app.add_flag("--dry-run", options->dry_run, "Print what becomes of each layer, and stop");
     app.add_option("--format", options->format,
-                   "gptq, awq or compressed-tensors: the same codes in another packing; dequantized: a "
-                   "folder in float32; "
-                   "gguf: one file for llama.cpp")
+                   "gptq, awq or compressed-tensors: the same codes in another packing; safetensors: each in "
+                   "a byte; dequantized: a folder in float32; gguf: one file for llama.cpp")
         ->required()
-        ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized", "gguf"}));
+        ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "safetensors", "dequantized", "gguf"}));
     app.add_option("--type", options->type, "Of the matrices of a GGUF file; norms and biases are F32")
         ->check(CLI::IsMember(gguf_type_names()));
     app.add_flag("--allow-requantize", options->allow_requantize,

@@ -133,7 +133,8 @@ std::map<std::string, GroupGrid> choose_grids(const GroupOptions& options,
     const bool embedding = layer != by_name.end() && layer->second->embedding;
     GroupGrid grid{static_cast<int>(embedding ? options.embedding_bits : options.bits), options.group_size,
                    options.symmetric, options.search};
-    const bool by_rows = embedding && form_of(options) == PackedForm::kCompressedTensors;
+    const auto form = form_of(options);
+    const bool by_rows = embedding && form && is_compressed_tensors(*form);
     if (by_rows) grid = {grid.bits, -1, true, grid.search};
     for (LayerConfig& config : configs) {
       if (!config.expression.matches(decision.name)) continue;

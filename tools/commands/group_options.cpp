@@ -37,8 +37,9 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
   add("--format", options.format,
       "Folder of packed weights. gptq: as GPTQModel, transformers and vLLM read it (with --asym gptq_v2); "
       "awq: as AutoAWQ, transformers and vLLM do; compressed-tensors: as transformers and vLLM do; "
-      "dequantized: a plain folder with the values that the codes stand for")
-      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "dequantized"}));
+      "safetensors: each code in a byte, with scales and zero points beside it; dequantized: a plain folder "
+      "with the values that the codes stand for")
+      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "safetensors", "dequantized"}));
   add_shard_option(app, options.shard_bytes)->group(group);
 }
 
@@ -79,6 +80,7 @@ std::optional<PackedForm> form_of(const std::string& format, bool symmetric) {
   if (format == "gptq") return symmetric ? PackedForm::kGptq : PackedForm::kGptqV2;
   if (format == "awq") return PackedForm::kAwq;
   if (format == "compressed-tensors") return PackedForm::kCompressedTensors;
+  if (format == "safetensors") return PackedForm::kPlainCodes;
   return std::nullopt;
 }
 

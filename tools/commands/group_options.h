@@ -28,7 +28,8 @@ struct GroupOptions {
 };
 void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group);
 constexpr const char* kEmbeddingsHelp =
-    "Round embeddings to nearest too: to 8 bits with --format compressed-tensors, 8 or 4 with dequantized";
+    "Round embeddings to nearest too: to 8 bits with --format compressed-tensors or safetensors, 8 or "
+    "4 with dequantized";
 CLI::Option* add_embeddings_option(CLI::App& app, int64_t& bits, const std::string& help);
 CLI::Option* add_shard_option(CLI::App& app, uint64_t& bytes);
 

@@ -121,7 +121,8 @@ PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& che
   plan.layers.push_back({embedding, config.vocabulary, config.width, true});
   add(embedding, LayerKind::kEmbedding,
       groups.embedding_bits > 0 ? "" : "embeddings are left alone without --embeddings");
-  if (config.tied_head && groups.embedding_bits > 0 && form_of(groups) == PackedForm::kCompressedTensors)
+  const auto form = form_of(groups);
+  if (config.tied_head && groups.embedding_bits > 0 && form && is_compressed_tensors(*form))
     throw error(
         Exit::kUsage,
         "--embeddings: the embedding of '{}' is its output layer too, which readers of {} do not find "

@@ -28,7 +28,7 @@ void warn_of_readers(const PackedFolder& folder, Report& report) {
           "dequantize=True, which takes all layers for those of the first group");
   }
   const bool asymmetric = folder.form == PackedForm::kGptqV2;
-  if (!asymmetric && folder.form != PackedForm::kGptq) return;
+  if (!folder.form || !is_gptq(*folder.form)) return;
   if (asymmetric)
     report.warnings.emplace_back(
         "zero points are written as gptq_v2, which GPTQModel, transformers and SGLang read, and AutoGPTQ and "
@@ -45,16 +45,18 @@ void warn_of_readers(const PackedFolder& folder, Report& report) {
 }
 
 void check_transposed(const PackedFolder& folder, const std::string& model) {
-  const bool linear_only = folder.form == PackedForm::kAwq || folder.form == PackedForm::kCompressedTensors;
-  if (folder.transposed && linear_only)
+  if (folder.transposed && folder.form && !is_gptq(*folder.form))
     throw error(Exit::kUsage,
                 "--format {}: its readers know no Conv1D layers, which '{}' has; use gptq or dequantized",
                 name_of(*folder.form), model);
 }
 
+// Of codes and zero points less the middle, since those that are not packed are read in 4 or 8 bits.
 std::string digest_of(const IntGroup& weight) {
+  const int middle = 1 << (weight.bits - 1);
   std::string digest;
-  for (const at::Tensor& part : {weight.codes, weight.scale, weight.zero, weight.groups})
+  for (const at::Tensor& part : {weight.codes.to(at::kShort).sub(middle), weight.scale,
+                                 weight.zero.to(at::kShort).sub(middle), weight.groups})
     digest += sha256_of(bytes_of(part.contiguous()));
   return digest;
 }

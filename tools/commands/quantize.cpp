@@ -86,6 +86,9 @@ void check_weight_only_options(const QuantizeCommand& options) {
       throw error(Exit::kUsage, "{} means nothing with --mode weight-only, which has --bits and --group-size",
                   name);
   }
+  if (options.calib_data.empty() && options.nsamples != plain.nsamples)
+    throw error(Exit::kUsage,
+                "--nsamples goes with --calib-data, without which --mode weight-only reads no text");
 }
 
 void check_options(const QuantizeCommand& options) {

@@ -37,7 +37,7 @@ class PackedReader {
   IntGroup read(const std::string& layer) const;  // as unpack_layer()
 
  private:
-  PackedTensors tensors_of(const std::string& layer) const;
+  PackedTensors tensors_of(const std::string& layer, PackedForm form) const;
 
   const CheckpointFiles& checkpoint_;
   PackedForm form_;

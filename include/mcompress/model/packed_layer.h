@@ -27,9 +27,19 @@ enum class PackedForm {
   // groups], .weight_shape [2], and where it is asymmetric .weight_zero_point [N bits / 32, groups] packed
   // along N.
   kCompressedTensors,
+  // Codes that are not packed, as compressed-tensors has them (int-quantized): .weight I8 [N, K], each code
+  // less 2^(bits - 1), .weight_scale [N, groups], and where it is asymmetric .weight_zero_point I8 [N,
+  // groups],
+  // less as much.
+  kPlainCodes,
 };
 
-const char* name_of(PackedForm form);  // "gptq", "awq" or "compressed-tensors", the tool whose form it is
+const char* name_of(PackedForm form);  // as --format has it
+inline bool is_gptq(PackedForm form) { return form == PackedForm::kGptq || form == PackedForm::kGptqV2; }
+// Whose configuration is that of compressed-tensors.
+inline bool is_compressed_tensors(PackedForm form) {
+  return form == PackedForm::kCompressedTensors || form == PackedForm::kPlainCodes;
+}
 
 // A linear layer, or an embedding, that is packed.
 struct PackedLayer {
@@ -43,7 +53,8 @@ struct PackedLayer {
   int64_t groups() const;
 };
 
-// One of the tensors of a layer; the first of them tells the form's layers from others.
+// One of the tensors of a layer; the first of them tells the form's layers from others, of plain codes by its
+// type.
 struct PackedPart {
   std::string suffix;  // ".qweight"
   DType dtype;

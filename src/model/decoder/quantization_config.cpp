@@ -31,8 +31,8 @@ bool names_embeddings(const json& group) {
   });
 }
 
-// Reads what compressed-tensors says of packed weights, whose tensors tell their bits and groups, and of
-// 8-bit ones; other quantized weights cannot be run.
+// Reads what compressed-tensors says of weights, whose tensors tell their bits and groups, and of inputs that
+// are rounded to 8 bits; other quantized weights cannot be run.
 FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
   const auto unknown = [&](const std::string& what) { return unknown_quantization(given, what); };
   const std::string format = given.text("format", "");
@@ -44,14 +44,18 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
     if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
   }
   int64_t bits = 0;
-  const auto check = [&](const json& scheme, const char* what) {
+  // Of weights whose inputs are rounded, and of these inputs, in 8 bits and symmetric.
+  const auto check = [&](const json& scheme, const char* what, bool rounded) {
     const ConfigKeys numbers(scheme, given.name());
     const std::string strategy = numbers.text("strategy", "");
-    bits = std::max(bits, numbers.count("num_bits", 0));
-    if (packed && numbers.text("type", "") == "int") return;
-    const bool known = numbers.count("num_bits", 0) == 8 && numbers.text("type", "") == "int" &&
-                       numbers.flag("symmetric", false) && !numbers.has("actorder") &&
-                       (strategy == "channel" || strategy == "tensor" || strategy == "token");
+    const int64_t width = numbers.count("num_bits", 0);
+    bits = std::max(bits, width);
+    const bool whole = numbers.text("type", "") == "int", symmetric = numbers.flag("symmetric", !rounded);
+    if (packed && whole) return;
+    const bool by_rows = strategy == "channel" || strategy == "tensor" || strategy == "token";
+    const bool known = whole && !numbers.has("actorder") &&
+                       (rounded ? width == 8 && symmetric && by_rows
+                                : width >= 2 && width <= 8 && (by_rows || strategy == "group"));
     if (!known) throw unknown(fmt::format("{} {}", what, scheme.dump()));
   };
   std::optional<bool> rounds;
@@ -59,11 +63,11 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
     if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object())
       throw unknown("a group without weights");
     if (!group.value("output_activations", json()).is_null()) throw unknown("rounded outputs");
-    check(group["weights"], "weights");
     const json inputs = group.value("input_activations", json());
+    check(group["weights"], "weights", !inputs.is_null());
     if (packed && !inputs.is_null()) throw unknown("packed weights with input_activations");
     if (!inputs.is_null()) {
-      check(inputs, "input_activations");
+      check(inputs, "input_activations", true);
       if (inputs["strategy"] != "token" || inputs.value("dynamic", json()) != true)
         throw unknown(fmt::format("input_activations {}", inputs.dump()));
     }
@@ -71,8 +75,10 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
     if (rounds && *rounds == inputs.is_null()) throw unknown("groups of which some round their inputs");
     rounds = !inputs.is_null();
   }
-  const auto form = packed ? std::optional(PackedForm::kCompressedTensors) : std::nullopt;
-  return {fmt::format("compressed-tensors, {} bits", bits), rounds.value_or(false), form};
+  FolderQuantization result{fmt::format("compressed-tensors, {} bits", bits), rounds.value_or(false), {}};
+  if (packed) result.form = PackedForm::kCompressedTensors;
+  if (!packed && !rounds.value_or(true)) result.form = PackedForm::kPlainCodes;
+  return result;
 }
 
 // The layers tell their bits and groups themselves.

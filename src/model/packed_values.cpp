@@ -1,0 +1,90 @@
+#include "packed_values.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+namespace mcompress {
+
+namespace {
+
+class Checker {
+ public:
+  Checker(PackedForm form, const std::string& layer, const IntGroup& weight, const LayerScheme& scheme)
+      : form_(form), layer_(layer), weight_(weight), scheme_(scheme) {}
+
+  std::vector<Finding> run() {
+    if (form_ == PackedForm::kPlainCodes) {
+      check_range();
+    } else if (scheme_.bits != 0 && scheme_.bits != weight_.bits) {
+      find(fmt::format("its tensors are of {} bits, and quantization_config says {}", weight_.bits,
+                       scheme_.bits));
+    }
+    const int64_t size = scheme_.group_size < 0 ? channels_ : std::min(scheme_.group_size, channels_);
+    if (size > 0 && groups_ != (channels_ + size - 1) / size)
+      find(fmt::format("it has {} groups, and a group_size of {} makes {} of its {} channels", groups_,
+                       scheme_.group_size, (channels_ + size - 1) / size, channels_));
+    const int64_t none = weight_.scale.eq(0).sum().item<int64_t>();
+    if (none > 0) find(fmt::format("{} of its scales are 0", none));
+    if (is_gptq(form_)) {
+      check_order(size > 0 ? size : (channels_ + groups_ - 1) / groups_);
+      check_zero_points();
+    }
+    return std::move(findings_);
+  }
+
+ private:
+  void find(const std::string& what) { findings_.push_back({layer_, what}); }
+
+  // Codes that are not packed do not tell their bits.
+  void check_range() {
+    if (scheme_.bits < 1 || scheme_.bits > 8) return;
+    const int middle = 1 << (weight_.bits - 1), low = -(1 << (scheme_.bits - 1)), high = -low - 1;
+    const int least = std::min(weight_.codes.min().item<int>(), weight_.zero.min().item<int>()) - middle,
+              most = std::max(weight_.codes.max().item<int>(), weight_.zero.max().item<int>()) - middle;
+    if (least < low || most > high)
+      find(fmt::format("has codes or zero points from {} to {}, and {} bits are from {} to {}", least, most,
+                       scheme_.bits, low, high));
+  }
+
+  void check_order(int64_t size) {
+    const at::Tensor counts = at::bincount(weight_.groups, {}, groups_);
+    if (!scheme_.act_order && !weight_.groups.equal(at::arange(channels_).div(size, "floor")))
+      find("g_idx is not in the order of channels, and desc_act says that it is");
+    if (counts.max().item<int64_t>() > size)
+      find(fmt::format("g_idx gives a group {} channels, and {} of {} make {}", counts.max().item<int64_t>(),
+                       groups_, channels_, size));
+  }
+
+  void check_zero_points() {
+    const bool less_one = form_ == PackedForm::kGptq;
+    const int64_t middle = 1 << (weight_.bits - 1);
+    if (scheme_.symmetric && !weight_.zero.eq(middle).all().item<bool>()) {
+      const bool other = weight_.zero.eq(less_one ? middle + 1 : middle - 1).all().item<bool>();
+      find(other ? fmt::format("its zero points are {} in place of {}: qzeros are those of {}, and "
+                               "checkpoint_format says {}",
+                               weight_.zero.max().item<int64_t>(), middle, less_one ? "gptq_v2" : "gptq",
+                               less_one ? "gptq" : "gptq_v2")
+                 : "its zero points are not the middle, and quantization_config says sym");
+    }
+    if (less_one && !scheme_.symmetric && weight_.zero.eq(0).any().item<bool>())
+      find("has zero points of 0, for which checkpoint_format gptq has no number; readers disagree on them");
+  }
+
+  PackedForm form_;
+  const std::string& layer_;
+  const IntGroup& weight_;
+  const LayerScheme& scheme_;
+  int64_t channels_ = weight_.codes.size(1), groups_ = weight_.scale.size(1);
+  std::vector<Finding> findings_;
+};
+
+}  // namespace
+
+std::vector<Finding> check_values(PackedForm form, const std::string& layer, const IntGroup& weight,
+                                  const LayerScheme& scheme) {
+  return Checker(form, layer, weight, scheme).run();
+}
+
+}  // namespace mcompress
