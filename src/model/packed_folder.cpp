@@ -52,7 +52,8 @@ std::map<std::string, const PackedLayer*> replaced_arrays(const PackedFolder& op
   std::map<std::string, const PackedLayer*> layers;
   for (const PackedLayer& layer : options.layers) {
     if (!options.source_form || layer.embedding) {
-      layers[layer.name + ".weight_scale"] = nullptr;
+      for (const std::string& suffix : packed_suffixes(PackedForm::kPlainCodes))
+        layers[layer.name + suffix] = nullptr;
       layers[layer.name + ".weight"] = &layer;
       continue;
     }

@@ -83,23 +83,20 @@ class Given {
   }
 
   at::Tensor words(const char* suffix) const {
-    const at::Tensor& words = matrix(suffix);
+    const at::Tensor words = matrix(suffix);
     if (words.scalar_type() != at::kInt) throw refuse(fmt::format("{} is not of type I32", suffix + 1));
     return words;
   }
 
   at::Tensor bytes(const char* suffix) const {
-    const at::Tensor& bytes = matrix(suffix);
+    const at::Tensor bytes = matrix(suffix);
     if (bytes.scalar_type() != at::kChar) throw refuse(fmt::format("{} is not of type I8", suffix + 1));
     return bytes;
   }
 
-  // As readers take them.
+  // In float16, as our files have them.
   at::Tensor scales(const char* suffix) const {
-    at::Tensor given = (*this)[suffix];
-    if (given.dim() < 2) given = given.reshape({-1, 1});
-    if (given.dim() != 2 || given.numel() == 0)
-      throw refuse(fmt::format("{} is no matrix, or empty", suffix + 1));
+    const at::Tensor given = matrix(suffix);
     if (!given.is_floating_point()) throw refuse(fmt::format("{} is of no floating type", suffix + 1));
     const at::Tensor scales = given.to(at::kHalf);
     if (!given.isfinite().all().item<bool>())
@@ -141,8 +138,10 @@ class Given {
   }
 
  private:
-  const at::Tensor& matrix(const char* suffix) const {
-    const at::Tensor& tensor = (*this)[suffix];
+  // A vector is one of one column.
+  at::Tensor matrix(const char* suffix) const {
+    at::Tensor tensor = (*this)[suffix];
+    if (tensor.dim() < 2) tensor = tensor.reshape({-1, 1});
     if (tensor.dim() != 2 || tensor.numel() == 0)
       throw refuse(fmt::format("{} is no matrix, or empty", suffix + 1));
     return tensor;
@@ -210,12 +209,14 @@ IntGroup unpack_plain(const Given& given) {
   const at::Tensor codes = given.bytes(".weight");
   const int64_t outputs = codes.size(0), inputs = codes.size(1);
   at::Tensor scales = given.scales(".weight_scale");
-  if (scales.numel() == 1) scales = scales.expand({outputs, 1});
+  const bool one = scales.numel() == 1;  // for all
+  if (one) scales = scales.expand({outputs, 1});
   const int64_t count = scales.size(1);
   given.expect(".weight_scale", scales, outputs, count);
   at::Tensor zero = at::zeros({outputs, count}, at::kChar);
   if (given.has(".weight_zero_point")) {
     zero = given.bytes(".weight_zero_point");
+    if (one && zero.numel() == 1) zero = zero.expand({outputs, 1});
     given.expect(".weight_zero_point", zero, outputs, count);
   }
   const auto within = [](const at::Tensor& values) {

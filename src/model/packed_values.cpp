@@ -1,13 +1,23 @@
 #include "packed_values.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "mcompress/model/checkpoint.h"
+
 namespace mcompress {
 
 namespace {
+
+// Of codes and zero points less the middle.
+std::pair<int, int> range_of(const IntGroup& weight) {
+  const int middle = 1 << (weight.bits - 1);
+  return {std::min(weight.codes.min().item<int>(), weight.zero.min().item<int>()) - middle,
+          std::max(weight.codes.max().item<int>(), weight.zero.max().item<int>()) - middle};
+}
 
 class Checker {
  public:
@@ -15,7 +25,8 @@ class Checker {
       : form_(form), layer_(layer), weight_(weight), scheme_(scheme) {}
 
   std::vector<Finding> run() {
-    if (form_ == PackedForm::kPlainCodes) {
+    const bool embedding = is_compressed_tensors(form_) && is_embedding(layer_ + ".weight");
+    if (form_ == PackedForm::kPlainCodes || embedding) {
       check_range();
     } else if (scheme_.bits != 0 && scheme_.bits != weight_.bits) {
       find(fmt::format("its tensors are of {} bits, and quantization_config says {}", weight_.bits,
@@ -27,6 +38,9 @@ class Checker {
                        scheme_.group_size, (channels_ + size - 1) / size, channels_));
     const int64_t none = weight_.scale.eq(0).sum().item<int64_t>();
     if (none > 0) find(fmt::format("{} of its scales are 0", none));
+    if (is_compressed_tensors(form_) && scheme_.symmetric &&
+        !weight_.zero.eq(1 << (weight_.bits - 1)).all().item<bool>())
+      find("its zero points are not the middle, and quantization_config says symmetric");
     if (is_gptq(form_)) {
       check_order(size > 0 ? size : (channels_ + groups_ - 1) / groups_);
       check_zero_points();
@@ -40,9 +54,8 @@ class Checker {
   // Codes that are not packed do not tell their bits.
   void check_range() {
     if (scheme_.bits < 1 || scheme_.bits > 8) return;
-    const int middle = 1 << (weight_.bits - 1), low = -(1 << (scheme_.bits - 1)), high = -low - 1;
-    const int least = std::min(weight_.codes.min().item<int>(), weight_.zero.min().item<int>()) - middle,
-              most = std::max(weight_.codes.max().item<int>(), weight_.zero.max().item<int>()) - middle;
+    const int low = -(1 << (scheme_.bits - 1)), high = -low - 1;
+    const auto [least, most] = range_of(weight_);
     if (least < low || most > high)
       find(fmt::format("has codes or zero points from {} to {}, and {} bits are from {} to {}", least, most,
                        scheme_.bits, low, high));
@@ -81,6 +94,13 @@ class Checker {
 };
 
 }  // namespace
+
+int code_width(const IntGroup& weight) {
+  const auto [least, most] = range_of(weight);
+  int bits = 2;
+  while (least < -(1 << (bits - 1)) || most >= 1 << (bits - 1)) ++bits;
+  return bits;
+}
 
 std::vector<Finding> check_values(PackedForm form, const std::string& layer, const IntGroup& weight,
                                   const LayerScheme& scheme) {

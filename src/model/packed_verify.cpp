@@ -153,6 +153,9 @@ class Verifier {
         const IntGroup weight = reader->read(name);
         for (Finding& finding : check_values(form, name, weight, scheme_of(form, name)))
           result_.findings.push_back(std::move(finding));
+        if (is_compressed_tensors(form) && !scheme_of(form, name).symmetric &&
+            !names_.contains(name + ".weight_zero_point"))
+          find(name, "has no zero points, and quantization_config says that it is not symmetric");
         if (originals) compare(name, weight, *originals);
       } catch (const Error& failure) {
         find(name, failure.what());
@@ -174,12 +177,13 @@ class Verifier {
       LayerScheme scheme;
       scheme.bits = number(*weights, "num_bits");
       scheme.group_size = std::max<int64_t>(-1, number(*weights, "group_size", -1));
+      scheme.symmetric = weights->value("symmetric", json(true)) != false;
       return scheme;
     }
     const bool act_order = quantization_.value("desc_act", json(false)) == true,
                symmetric = quantization_.value("sym", json(true)) == true;
     const auto scheme_from = [&](const json& given) {
-      return LayerScheme{number(given, "bits"), number(given, "group_size"), act_order, symmetric};
+      return LayerScheme{number(given, "bits"), number(given, "group_size"), symmetric, act_order};
     };
     json scheme = quantization_;
     const json dynamic = quantization_.value("dynamic", json());
@@ -218,13 +222,14 @@ class Verifier {
   }
 
   void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
-    const double sqnr = originals.sqnr_of(name, weight), least = Originals::least_sqnr(weight.bits);
+    const int bits = code_width(weight);
+    const double sqnr = originals.sqnr_of(name, weight), least = Originals::least_sqnr(bits);
     result_.layers.push_back({name, sqnr});
     if (sqnr < least)
       find(name, fmt::format(
                      "has {:.1f} dB beside the original, and {} bits should give {:.0f} at least: its codes, "
                      "scales or order look wrong",
-                     sqnr, weight.bits, least));
+                     sqnr, bits, least));
   }
 
   // Whether the embedding is the output layer, which not every configuration says.

@@ -96,7 +96,8 @@ TEST_F(PackedFormats, KeepTheirValuesInWiderCodes) {
       const json report = report_of(convert("narrow", "wide", "--format " + std::string(to)));
       EXPECT_EQ(report["layers"][0]["decision"], "int" + std::to_string(wide));
       EXPECT_EQ(perplexity("wide"), perplexity("narrow")) << bits << grid;
-      EXPECT_EQ(run_mcompress("verify " + (folder_ / "wide")).out, "nothing found; 14 packed layers\n");
+      EXPECT_EQ(run_mcompress("verify " + (folder_ / "wide") + " --against " + (folder_ / "model")).out,
+                "nothing found; 14 packed layers\n");
     }
   }
 }
@@ -179,6 +180,16 @@ TEST_F(PackedFormats, HaveTwoToEightBits) {
 }
 
 // An embedding that is no head is packed apart from the linear layers, by every method.
+// Without its head a model is saved without the name of its body.
+TEST_F(PackedFormats, TakeAModelWithoutItsHead) {
+  const std::string model =
+      "quantize " + shipped("decoders/gpt2") + " --mode weight-only --force --group-size 16 ";
+  const json report = report_of(model + "--format dequantized -o " + (folder_ / "values"));
+  EXPECT_EQ(report["layers"][0]["name"], "h.0.attn.c_attn");
+  expect_all({{model + "--format safetensors -o " + (folder_ / "no"), 2, "readers know no Conv1D layers"}},
+             folder_ / "no");
+}
+
 TEST_F(PackedFormats, HoldEmbeddings) {
   const std::string packed = "--group-size 32 --format compressed-tensors ";
   expect_all({{weight_only(packed + "--embeddings 8"), 2, "is its output layer too"},
@@ -231,7 +242,10 @@ TEST_F(PackedFormats, HoldEmbeddings) {
   expect_all({{convert("out", "no", "--format gptq"), 2, "--format gptq has no embeddings"},
               {convert("out", "no", "--format awq --allow-requantize"), 2, "--format awq has no embeddings"}},
              folder_ / "no");
-  report_of(convert("out", "again", "--format compressed-tensors"));
+  report_of(convert("out", "plain", "--format safetensors"));
+  EXPECT_EQ(run_mcompress("verify " + (folder_ / "plain")).out, "nothing found; 15 packed layers\n");
+  EXPECT_EQ(perplexity("plain"), packed_perplexity);
+  report_of(convert("plain", "again", "--format compressed-tensors"));
   EXPECT_EQ(bytes_of("again"), bytes_of("out"));
   report_of(convert("out", "dense", "--format dequantized"));
   EXPECT_NEAR(perplexity("dense"), packed_perplexity, 1e-4 * packed_perplexity);

@@ -219,9 +219,11 @@ TEST_F(Verify, FindsEveryPlantedFault) {
 }
 
 TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
-  for (const std::string options : {"--sym", "--asym", "--bits 5", "--bits 8"}) {
+  for (const std::string options : {"--sym", "--asym", "--bits 2", "--bits 5", "--bits 8"}) {
     const std::string valid = make("valid", "--format safetensors " + options);
-    EXPECT_EQ(run_mcompress("verify " + valid).out, "nothing found; 14 packed layers\n") << options;
+    EXPECT_EQ(run_mcompress("verify " + valid + " --against " + (folder_ / "model")).out,
+              "nothing found; 14 packed layers\n")
+        << options;
   }
   const std::string valid = make("asymmetric", "--format safetensors --asym");
   tensors_[kLayer + ".weight"].second.assign(size_t{64} * 96 * 4, '\0');
@@ -242,6 +244,12 @@ TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
         [](Tensors& t, json&) { t.all.erase(kLayer + ".weight_scale"); });
   fault("lacks codes in I8, '" + kLayer + ".weight'",
         [](Tensors& t, json&) { t.all[kLayer + ".weight"].dtype = "U8"; });
+  fault("its zero points are not the middle, and quantization_config says symmetric",
+        [](Tensors&, json& config) {
+          config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = true;
+        });
+  fault("has no zero points, and quantization_config says that it is not symmetric",
+        [](Tensors& t, json&) { t.all.erase(kLayer + ".weight_zero_point"); });
   fault("it has 3 groups, and a group_size of 64 makes 2", [](Tensors&, json& config) {
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 64;
   });

@@ -160,8 +160,8 @@ TEST(DecoderConfig, RefusesWeightsThatAreQuantizedInOtherWays) {
   Copy packed;
   packed.config["quantization_config"] = {{"quant_method", "awq"}, {"bits", 4}, {"version", "gemv"}};
   EXPECT_TRUE(has(answer_to(packed.path()), "awq of version 'gemv'"));
-  EXPECT_TRUE(has(with("/config_groups/group_0/weights/num_bits", 4), "cannot be run yet"));
-  EXPECT_TRUE(has(with("/config_groups/group_0/weights/symmetric", false), "cannot be run yet"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/weights/num_bits", 9), "cannot be run yet"));
+  EXPECT_TRUE(has(with("/config_groups/group_0/weights/strategy", "block"), "cannot be run yet"));
   EXPECT_TRUE(has(with("/config_groups/group_0/output_activations", weights), "rounded outputs"));
   EXPECT_TRUE(has(with("/config_groups/group_0/input_activations", weights), "input_activations"));
   EXPECT_TRUE(has(with("/config_groups", json::object()), "weights without config_groups"));

@@ -22,7 +22,8 @@ namespace {
 // How a layer's codes lie, as another form must hold them.
 struct Stored {
   PackedLayer layer;
-  bool in_order = true;                // groups are neighbours of one size
+  bool in_order = true;  // groups are neighbours of one size
+  uint64_t bytes = 0;
   std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
 };
 
@@ -43,6 +44,7 @@ Stored describe(PackedForm source, const std::string& name, const IntGroup& weig
                   groups == 1 ? -1 : size,
                   weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>(),
                   is_compressed_tensors(source) && is_embedding(name + ".weight")};
+  stored.bytes = packed_bytes(source, stored.layer);
   return stored;
 }
 
@@ -54,17 +56,22 @@ struct Plan {
 
 // Why the codes cannot be taken over as they are; empty where they can.
 std::string refusal_of(PackedForm form, const Stored& stored) {
+  const PackedLayer& layer = stored.layer;
+  if (layer.embedding && is_compressed_tensors(form) && (layer.group_size != -1 || !layer.symmetric))
+    return fmt::format(
+        "--format {} has embeddings of one scale a row without zero points; use --format dequantized",
+        name_of(form));
   if (!stored.in_order && !is_gptq(form))
     return fmt::format("its groups are in the order of act-order (g_idx), which --format {} has no place for",
                        name_of(form));
-  const std::string obstacle = packed_obstacle(form, stored.layer.outputs, stored.layer.inputs);
-  return obstacle.empty() ? packed_refusal(form, stored.layer) : obstacle;
+  const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
+  return obstacle.empty() ? packed_refusal(form, layer) : obstacle;
 }
 
 // Codes of a width that the form lacks are codes of the next one, zero points with them.
 void widen(PackedForm form, PackedLayer& layer) {
   if (form == PackedForm::kAwq && layer.bits < 4) layer.bits = 4;
-  if (is_gptq(form) && layer.bits > 4) layer.bits = 8;
+  if ((is_gptq(form) && layer.bits > 4) || layer.embedding) layer.bits = 8;
 }
 
 IntGroup widened(IntGroup weight, int bits) {
@@ -77,7 +84,7 @@ IntGroup widened(IntGroup weight, int bits) {
 void round_anew(PackedForm form, Stored& stored) {
   PackedLayer& layer = stored.layer;
   std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
-  if (layer.embedding) obstacle = packed_refusal(form, layer);
+  if (layer.embedding) obstacle = refusal_of(form, stored);
   if (!obstacle.empty()) throw error(Exit::kUsage, "layer '{}': {}", layer.name, obstacle);
   layer.bits = layer.bits <= 4 || form == PackedForm::kAwq ? 4 : 8;
   while (layer.group_size > 0 && layer.inputs % layer.group_size != 0) --layer.group_size;
@@ -128,7 +135,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     check_interrupt();
     plan.layers.push_back(describe(source, name, reader.read(name)));
     const Stored& stored = plan.layers.back();
-    symmetric = symmetric && stored.layer.symmetric;
+    symmetric = symmetric && (stored.layer.symmetric || stored.layer.embedding);
   }
   unite_sizes(plan.layers);
   PackedFolder& folder = plan.folder;
@@ -138,7 +145,7 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   folder.shard_bytes = options.shard_bytes;
   if (config) folder.head_name = config->names.head;
   for (Stored& stored : plan.layers) {
-    stored.layer.symmetric = symmetric;
+    if (!stored.layer.embedding) stored.layer.symmetric = symmetric;
     if (folder.form) widen(*folder.form, stored.layer);
     const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
     if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
@@ -197,7 +204,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
     record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
     if (stored.anew) record.reason = "rounded again, since the format has no place for its codes";
     record.parameters = stored.layer.outputs * stored.layer.inputs;
-    record.bytes_before = packed_bytes(*quantization.form, stored.layer);
+    record.bytes_before = stored.bytes;
     record.bytes_after = plan.folder.form ? packed_bytes(*plan.folder.form, stored.layer)
                                           : 4 * static_cast<uint64_t>(*record.parameters);
     report.layers.push_back(std::move(record));
@@ -224,9 +231,7 @@ Command convert_command() {
   const auto add_options = [options](CLI::App& app) {
     app.add_option("model,-m,--model", options->model,
                    "Hugging Face folder of GPTQ, AWQ, compressed-tensors or safetensors; for gguf any "
-                   "language model's; "
-                   "or GGUF, for "
-                   "dequantized")
+                   "language model's; or GGUF, for dequantized")
         ->required();
     app.add_option("-o,--output", options->output, "The folder to write, or for gguf the file");
     app.add_flag("--dry-run", options->dry_run, "Print what becomes of each layer, and stop");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
@@ -10,6 +11,7 @@
 #include "block_run.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/process.h"
+#include "mcompress/model/checkpoint.h"
 #include "source.h"
 
 namespace mcompress {
@@ -66,8 +68,29 @@ bool is_known_extra(const std::string& name, const DecoderConfig& config) {
          (config.tied_head && name == config.names.head + ".weight");
 }
 
+namespace {
+
+// Of tensors; none where they cannot be read, which whoever reads them tells.
+std::set<std::string> names_in(const std::string& folder) {
+  std::set<std::string> names;
+  try {
+    const CheckpointFiles files = read_checkpoint(folder, ModelFormat::kHuggingFace);
+    for (const Array& array : files.arrays) names.insert(array.name);
+  } catch (const Error&) {
+    return {};
+  }
+  return names;
+}
+
+}  // namespace
+
 DecoderConfig read_model_config(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return read_decoder_config(path + "/config.json");
+  if (std::filesystem::is_directory(path)) {
+    DecoderConfig config = read_decoder_config(path + "/config.json");
+    name_as_stored(config.names,
+                   [names = names_in(path)](const std::string& name) { return names.contains(name); });
+    return config;
+  }
   const MappedFile file(path);
   return gguf_decoder_config(read_gguf(file.bytes(), path), path);
 }

@@ -20,7 +20,9 @@ class FolderSource : public WeightSource {
   FolderSource(const std::string& path, const DecoderConfig& config)
       : files_(read_checkpoint(path, ModelFormat::kHuggingFace)), rounds_inputs_(config.rounds_inputs) {
     for (size_t i = 0; i < files_.arrays.size(); ++i) index_[files_.arrays[i].name] = i;
-    if (config.form) find_packed(config, path);
+    // Codes with one scale a row are read below, their scales in their own type.
+    const bool by_rows = config.form == PackedForm::kPlainCodes && !guess_form(files_);
+    if (config.form && !by_rows) find_packed(config, path);
     for (const Array& array : files_.arrays) {
       if (packed_ && packed_->is_part(array.name)) continue;
       shapes_[array.name] = array.shape;
@@ -111,12 +113,7 @@ class FolderSource : public WeightSource {
 OpenedModel open_folder(const std::string& path) {
   DecoderConfig config = read_decoder_config(path + "/config.json");
   auto weights = std::make_unique<FolderSource>(path, config);
-  // Without its head a model is saved without the name of its body: "wte", not "transformer.wte".
-  const auto has = [&](const std::string& name) { return weights->shapes().contains(name + ".weight"); };
-  DecoderNames& names = config.names;
-  const std::string outer = names.base.substr(0, names.base.find('.') + 1),
-                    inner = names.base.substr(outer.size());
-  if (!has(names.base + names.embedding) && has(inner + names.embedding)) names.base = inner;
+  name_as_stored(config.names, [&](const std::string& name) { return weights->shapes().contains(name); });
   return {std::move(config), std::move(weights)};
 }
 

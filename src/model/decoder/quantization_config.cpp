@@ -18,7 +18,7 @@ using nlohmann::json;
 Error unknown_quantization(const ConfigKeys& given, const std::string& what) {
   return bad_data(
       "{}: the model is quantized already, and {} cannot be run yet; known are gptq, awq (gemm), and "
-      "compressed-tensors with packed or symmetric 8-bit weights",
+      "compressed-tensors with packed codes, or codes in bytes",
       given.name(), what);
 }
 
@@ -44,18 +44,18 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
     if (given.has(key) && !given[key].empty()) throw unknown(fmt::format("its {}", key));
   }
   int64_t bits = 0;
-  // Of weights whose inputs are rounded, and of these inputs, in 8 bits and symmetric.
-  const auto check = [&](const json& scheme, const char* what, bool rounded) {
+  // `by_row`: in 8 bits and symmetric with one scale a row, as inputs that are rounded and their weights are.
+  const auto check = [&](const json& scheme, const char* what, bool by_row) {
     const ConfigKeys numbers(scheme, given.name());
     const std::string strategy = numbers.text("strategy", "");
     const int64_t width = numbers.count("num_bits", 0);
     bits = std::max(bits, width);
-    const bool whole = numbers.text("type", "") == "int", symmetric = numbers.flag("symmetric", !rounded);
+    const bool whole = numbers.text("type", "") == "int", symmetric = numbers.flag("symmetric", !by_row);
     if (packed && whole) return;
-    const bool by_rows = strategy == "channel" || strategy == "tensor" || strategy == "token";
+    const bool whole_rows = strategy == "channel" || strategy == "tensor" || strategy == "token";
     const bool known = whole && !numbers.has("actorder") &&
-                       (rounded ? width == 8 && symmetric && by_rows
-                                : width >= 2 && width <= 8 && (by_rows || strategy == "group"));
+                       (by_row ? width == 8 && symmetric && whole_rows
+                               : width >= 2 && width <= 8 && (whole_rows || strategy == "group"));
     if (!known) throw unknown(fmt::format("{} {}", what, scheme.dump()));
   };
   std::optional<bool> rounds;
@@ -78,6 +78,8 @@ FolderQuantization read_compressed_tensors(const ConfigKeys& given) {
   FolderQuantization result{fmt::format("compressed-tensors, {} bits", bits), rounds.value_or(false), {}};
   if (packed) result.form = PackedForm::kCompressedTensors;
   if (!packed && !rounds.value_or(true)) result.form = PackedForm::kPlainCodes;
+  if (result.form) return result;
+  for (const auto& [name, group] : given["config_groups"].items()) check(group["weights"], "weights", true);
   return result;
 }
 

@@ -43,6 +43,14 @@ struct OpenedModel {
 // Buffers that older versions of transformers saved, and the head where it is the embedding.
 bool is_known_extra(const std::string& name, const DecoderConfig& config);
 
+// Without its head a model is saved without the name of its body: "wte", not "transformer.wte".
+template <class Has>
+void name_as_stored(DecoderNames& names, const Has& has) {
+  const std::string outer = names.base.substr(0, names.base.find('.') + 1),
+                    inner = names.base.substr(outer.size()), embedding = names.embedding + ".weight";
+  if (!has(names.base + embedding) && has(inner + embedding)) names.base = inner;
+}
+
 // Throw Error(65) where the tensors are none to compute with.
 OpenedModel open_folder(const std::string& path);
 OpenedModel open_gguf(const std::string& path);
