@@ -151,10 +151,10 @@ class Verifier {
       ++result_.checked;
       try {
         const IntGroup weight = reader->read(name);
-        for (Finding& finding : check_values(form, name, weight, scheme_of(form, name)))
+        const LayerScheme scheme = scheme_of(form, name);
+        for (Finding& finding : check_values(form, name, weight, scheme))
           result_.findings.push_back(std::move(finding));
-        if (is_compressed_tensors(form) && !scheme_of(form, name).symmetric &&
-            !names_.contains(name + ".weight_zero_point"))
+        if (is_compressed_tensors(form) && !scheme.symmetric && !names_.contains(name + ".weight_zero_point"))
           find(name, "has no zero points, and quantization_config says that it is not symmetric");
         if (originals) compare(name, weight, *originals);
       } catch (const Error& failure) {

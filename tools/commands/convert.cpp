@@ -22,8 +22,8 @@ namespace {
 // How a layer's codes lie, as another form must hold them.
 struct Stored {
   PackedLayer layer;
-  bool in_order = true;  // groups are neighbours of one size
-  uint64_t bytes = 0;
+  bool in_order = true;                // groups are neighbours of one size
+  uint64_t bytes = 0;                  // in the source
   std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
 };
 
