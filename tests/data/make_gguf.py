@@ -109,7 +109,8 @@ def sentencepiece_pieces(path):
             yield piece[1].decode(), float(np.frombuffer(piece.get(2, bytes(4)), "<f4")[0]), piece.get(3, 1)
 
 
-OTHERS = {"gemma2_window": "gemma2", "gemma3_v4": "gemma3", "gpt2": "gpt2", "phi3_long_window": "phi3", "qwen2": "qwen2", "qwen3": "qwen3"}
+OTHERS = {"gemma2_window": "gemma2", "gemma3_v4": "gemma3", "gpt2": "gpt2", "phi3_long_window": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
+          "smollm3": "smollm3"}
 
 
 def other(name, architecture):
@@ -166,6 +167,8 @@ def other(name, architecture):
             continue
         if architecture.startswith("gemma") and "norm" in key:
             data = data + 1
+        if architecture == "smollm3" and (".q_proj" in key or ".k_proj" in key):
+            data = in_llama_order(data, config["num_attention_heads" if ".q_proj" in key else "num_key_value_heads"])
         if architecture == "gpt2" and key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
             data = np.ascontiguousarray(data.T)
         writer.add_tensor(names.get_name(key, try_suffixes=(".weight", ".bias")), data)

@@ -2,14 +2,17 @@
 
 #include <cmath>
 #include <filesystem>
+#include <functional>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "mcompress/base/error.h"
+#include "mcompress/base/output.h"
 #include "mcompress/formats/safetensors.h"
 #include "mcompress/model/checkpoint.h"
+#include "mcompress/model/gguf_import.h"
 #include "model/decoder_files.h"
 
 namespace mcompress {
@@ -93,11 +96,43 @@ TEST_P(EveryGguf, GivesTheLogitsOfTransformers) {
   EXPECT_LT((logits_of(model, expected) - expected.logits).abs().max().item<double>(), 1e-4);
 }
 
+TEST_P(EveryGguf, BecomesAFolderWithTheSameLogits) {
+  const Expected expected = expected_of(GetParam());
+  const Decoder model(MCOMPRESS_TESTS_DIR "/data/gguf/" + GetParam() + ".gguf", at::kFloat);
+  const TemporaryFolder outside;
+  OutputFolder output(outside / "folder", false);
+  write_folder(model, folder_config(model.config()), {{"config.json", config_json(model.config()).dump()}},
+               uint64_t{1} << 30, output);
+  output.commit();
+  const Decoder folder(outside / "folder", at::kFloat);
+  EXPECT_LT((logits_of(folder, expected) - expected.logits).abs().max().item<double>(), 1e-4);
+}
+
 // tests/data/make_gguf.py wrote them.
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryGguf,
                          ::testing::Values("gemma2_window", "gemma3_v4", "gpt2", "phi3_long_window", "qwen2",
-                                           "qwen3"),
+                                           "qwen3", "smollm3"),
                          [](const auto& info) { return info.param; });
+
+TEST(Decoder, BecomesNoFolderThatWouldComputeSomethingElse) {
+  const DecoderConfig llama = Decoder(MCOMPRESS_TESTS_DIR "/data/gguf/llama.gguf", at::kFloat).config();
+  const auto refusal = [&](const std::function<void(DecoderConfig&)>& change) -> std::string {
+    DecoderConfig config = llama;
+    change(config);
+    try {
+      folder_config(config);
+      return "";
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+  };
+  EXPECT_EQ(refusal([](DecoderConfig& config) { config.qkv_bias = config.output_bias = true; }), "");
+  EXPECT_TRUE(has(refusal([](DecoderConfig& config) { config.qkv_bias = true; }), "with these biases"));
+  EXPECT_TRUE(has(refusal([](DecoderConfig& config) { config.windows[1] = 5; }), "with these windows"));
+  EXPECT_TRUE(has(refusal([](DecoderConfig& config) { config.score_cap = 5; }), "these caps of scores"));
+  EXPECT_TRUE(
+      has(refusal([](DecoderConfig& config) { config.rotates[0] = false; }), "rotated in this way cannot"));
+}
 
 TEST(Decoder, RefusesFilesThatAreNotOfTheModel) {
   Copy copy;

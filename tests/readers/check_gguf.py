@@ -4,8 +4,9 @@
     check_gguf.py MCOMPRESS
 
 Tiny random models are written in every type. The gguf package unpacks the values that mcompress reads back, bit for bit;
-transformers reads the file (gguf_file=) and the folder, and has the logits of both. Architectures without a way back to a
-folder have the perplexity of the folder that they come from, in transformers too where it knows them.
+transformers reads the file (gguf_file=) and the folder, and has the logits of both. Files of all architectures, and the
+folders that are made of them again, have the perplexity of the folder that they come from, in transformers too where it
+knows the files.
 """
 import json
 import os
@@ -29,15 +30,14 @@ BINARY = str(Path(sys.argv[1]).resolve())
 KINDS = {"llama": {}, "qwen2": {}, "qwen3": dict(head_dim=128)}
 # What transformers' GGUF reader makes of a value is float32.
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]
-# Architectures without a way back to a folder; and whether transformers reads all of the file, or has its own idea of
-# windows, caps and rotations.
+# Whether transformers reads all of the file, or has its own idea of windows, caps and rotations.
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 OTHERS = [("gpt2", dict(max_position_embeddings=1024), True), ("gemma", {}, False), ("gemma2_window", {}, False),
           ("gemma2_window", dict(head_dim=256, query_pre_attn_scalar=256, attn_logit_softcapping=50.0, final_logit_softcapping=30.0), True),
           ("gemma3_v4", {}, False),
           ("gemma3_v4", dict(head_dim=256, query_pre_attn_scalar=256, rope_parameters={"full_attention": {**PLAIN, "rope_theta": 1e6}, "sliding_attention": PLAIN}), True),
           ("phi3", {}, False), ("phi3", dict(sliding_window=None), True), ("phi3_short", dict(hidden_size=32), False),
-          ("phi3_long_window", dict(hidden_size=32), False), ("llama_yarn", {}, False)]
+          ("phi3_long_window", dict(hidden_size=32), False), ("llama_yarn", {}, False), ("llama_linear", {}, False), ("smollm3", dict(num_hidden_layers=5), False)]
 WINDOWS, LENGTH = 8, 96
 TEXT = "The quick brown fox, 1234 of them: jumps!\n\n  over it's dogs"
 
@@ -80,6 +80,10 @@ def check_others(scratch):
             theirs = their_perplexity(scratch, ids, gguf_file="other.gguf", pad_token_id=0) if known else ours
             print(f"{kind} {type_name}: perplexity {exact:.4f}, of the file {ours:.4f}" + (f", in transformers {theirs:.4f}" if known else ""), flush=True)
             assert abs(ours / exact - 1) < most and abs(theirs / ours - 1) < 1e-4, (exact, ours, theirs)
+            run("convert", scratch / "other.gguf", "--format", "dequantized", "-o", scratch / "folder", "--force", "-q")
+            again, theirs = perplexity(scratch / "folder", ids), their_perplexity(scratch / "folder", ids)
+            print(f"{kind} {type_name}: perplexity of the folder {again:.4f}, in transformers {theirs:.4f}", flush=True)
+            assert abs(again / ours - 1) < 1e-5 and abs(theirs / ours - 1) < 1e-4, (ours, again, theirs)
 
 
 def interleaved(values, heads):

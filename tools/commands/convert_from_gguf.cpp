@@ -43,7 +43,7 @@ void convert_from_gguf(const ConvertCommand& options, const RunOptions& run, Rep
   const MappedFile file(options.model);
   const GgufFile gguf = read_gguf(file.bytes(), options.model);
   const FolderTexts texts =
-      timed(report, "read tokenizer", [&] { return texts_of(gguf, options.model, config); });
+      timed(report, "read tokenizer", [&] { return texts_of(gguf, options.model, model.config()); });
   for (const GgufPlace& place : gguf_places(config)) {
     if (place.shape.size() < 2) continue;
     LayerRecord record;

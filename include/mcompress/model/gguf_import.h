@@ -16,12 +16,13 @@ namespace mcompress {
 // The language model of a GGUF file as a Hugging Face folder: the opposite of gguf_export.h, for the same
 // architectures.
 
-// The configuration with the names of a folder. Throws Error(65) for architectures and ways of rotating
+// The config.json of the folder, as transformers 4 and 5 read it. Throws Error(65) for ways of rotating
 // positions that are not written.
-DecoderConfig folder_config(const DecoderConfig& of_gguf);
+nlohmann::ordered_json config_json(const DecoderConfig& of_gguf);
 
-// Its config.json, as transformers 4 and 5 read it.
-nlohmann::ordered_json config_json(const DecoderConfig& config);
+// What is read of it: the configuration with the names of a folder. Throws Error(65) where that is another
+// model.
+DecoderConfig folder_config(const DecoderConfig& of_gguf);
 
 // Writes all tensors of the model in float32, in one model.safetensors or shards with their index, and the
 // other files by name. `config` is folder_config() of the model's.

@@ -38,6 +38,9 @@ struct Architecture {
 // Throws Error(65) with the list of those that are known. `name` is what the message calls the file.
 const Architecture& architecture_of(const std::string& model_type, const std::string& name);
 
+// What a config.json says; throws as read_decoder_config() does.
+DecoderConfig decoder_config_of(const nlohmann::json& root, const std::string& name);
+
 // The block of GPT-2 and OPT: layers with biases behind LayerNorms, no gate, and positions that are learned.
 void make_ungated(DecoderConfig& config);
 

@@ -86,8 +86,10 @@ std::string DecoderConfig::block_name(int64_t block) const {
 }
 
 DecoderConfig read_decoder_config(const std::string& path) {
-  const std::string name = fmt::format("'{}'", path);
-  const json root = read_json_file(path);
+  return decoder_config_of(read_json_file(path), fmt::format("'{}'", path));
+}
+
+DecoderConfig decoder_config_of(const json& root, const std::string& name) {
   if (!root.is_object()) throw bad_data("{} is not a JSON object", name);
   const ConfigKeys keys(root, name);
   DecoderConfig config;

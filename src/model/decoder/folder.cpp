@@ -20,9 +20,7 @@ class FolderSource : public WeightSource {
   FolderSource(const std::string& path, const DecoderConfig& config)
       : files_(read_checkpoint(path, ModelFormat::kHuggingFace)), rounds_inputs_(config.rounds_inputs) {
     for (size_t i = 0; i < files_.arrays.size(); ++i) index_[files_.arrays[i].name] = i;
-    // Codes with one scale a row are read below, their scales in their own type.
-    const bool by_rows = config.form == PackedForm::kPlainCodes && !guess_form(files_);
-    if (config.form && !by_rows) find_packed(config, path);
+    if (config.form) find_packed(config, path);
     for (const Array& array : files_.arrays) {
       if (packed_ && packed_->is_part(array.name)) continue;
       shapes_[array.name] = array.shape;
@@ -40,7 +38,7 @@ class FolderSource : public WeightSource {
     }
   }
 
-  // 8-bit codes times the scale of their row, or codes in groups.
+  // Codes in groups, or those of a layer that rounds its inputs, times the scale of their row.
   at::Tensor read(const std::string& name) const override {
     if (const auto place = places_.find(name); place != places_.end()) {
       const IntGroup weight = packed_->read(place->second.layer);

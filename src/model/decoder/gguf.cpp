@@ -49,12 +49,11 @@ class GgufSource : public WeightSource {
     }
   }
 
-  // llama.cpp orders the rows of q and k of a Llama so that neighbours rotate together.
   at::Tensor read(const std::string& name) const override {
     const at::Tensor values = values_of(tensors_.at(name));
     const bool query = name.find(".attn_q.") != std::string::npos,
                key = name.find(".attn_k.") != std::string::npos;
-    if (config_.model_type != "llama" || (!query && !key)) return values;
+    if (!rotates_neighbours(config_.model_type) || (!query && !key)) return values;
     const int64_t heads = query ? config_.heads : config_.kv_heads;
     return values.reshape({heads, config_.head_width / 2, 2, -1}).transpose(1, 2).reshape(values.sizes());
   }

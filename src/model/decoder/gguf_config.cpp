@@ -109,6 +109,11 @@ void read_gpt2(const GgufKeys&, DecoderConfig& config) {
   config.names = gguf_names(true, false);
 }
 
+// Every fourth block rotates no positions, which no key says.
+void read_smollm3(const GgufKeys&, DecoderConfig& config) {
+  for (size_t i = 3; i < config.rotates.size(); i += 4) config.rotates[i] = false;
+}
+
 void read_qwen3(const GgufKeys&, DecoderConfig& config) { config.head_norm = true; }
 
 struct GgufArchitecture {
@@ -119,7 +124,7 @@ struct GgufArchitecture {
   const char* epsilon = "attention.layer_norm_rms_epsilon";
 };
 
-constexpr std::array<GgufArchitecture, 8> kKnown = {
+constexpr std::array<GgufArchitecture, 9> kKnown = {
     {{.name = "gemma", .read = read_gemma},
      {.name = "gemma2", .read = read_gemma2},
      {.name = "gemma3", .read = read_gemma3, .theta = 1e6},
@@ -127,7 +132,8 @@ constexpr std::array<GgufArchitecture, 8> kKnown = {
      {.name = "llama"},
      {.name = "phi3", .read = read_phi3, .rotates_parts = true},
      {.name = "qwen2"},
-     {.name = "qwen3", .read = read_qwen3}}};
+     {.name = "qwen3", .read = read_qwen3},
+     {.name = "smollm3", .read = read_smollm3}}};
 
 const GgufArchitecture& architecture_of(const GgufFile& file, const std::string& path) {
   const auto* name = find_value<std::string>(file, "general.architecture");
@@ -180,6 +186,10 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
 }
 
 }  // namespace
+
+bool rotates_neighbours(std::string_view architecture) {
+  return architecture == "llama" || architecture == "smollm3";
+}
 
 DecoderNames gguf_names(bool joined_inputs, bool joined_gate) {
   DecoderNames names;

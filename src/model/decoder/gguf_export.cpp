@@ -25,11 +25,12 @@ struct Written {
   bool query_bias = false, any_bias = false;
   int64_t window_pattern = 0;  // every so many blocks have no window, all others one; 0: no window is known
   Activation activation = Activation::kSilu;
+  int64_t unrotated_step = 0;  // every so many blocks rotate no positions; 0: all rotate them, or none
 };
 constexpr int64_t kEveryBlock = std::numeric_limits<int64_t>::max();
 
 const Written& architecture_of(const DecoderConfig& config) {
-  static constexpr std::array<Written, 9> kWritten = {
+  static constexpr std::array<Written, 10> kWritten = {
       {{.model_type = "gemma", .name = "gemma", .activation = Activation::kTanhGelu},
        {.model_type = "gemma2", .name = "gemma2", .window_pattern = 2, .activation = Activation::kTanhGelu},
        {.model_type = "gemma3_text",
@@ -45,14 +46,14 @@ const Written& architecture_of(const DecoderConfig& config) {
        {"mistral", "llama"},
        {.model_type = "phi3", .name = "phi3", .window_pattern = kEveryBlock},
        {.model_type = "qwen2", .name = "qwen2", .query_bias = true},
-       {"qwen3", "qwen3"}}};
+       {"qwen3", "qwen3"},
+       {.model_type = "smollm3", .name = "smollm3", .unrotated_step = 4}}};
   std::vector<std::string_view> names;
   for (const Written& written : kWritten) {
     if (written.model_type == config.model_type) return written;
     names.push_back(written.model_type);
   }
-  throw bad_data("a {} model cannot be written as GGUF yet; {} can", config.model_type,
-                 fmt::join(names, ", "));
+  throw bad_data("a {} model cannot be written as GGUF; {} can", config.model_type, fmt::join(names, ", "));
 }
 
 // The one window of blocks; 0 where there is none. Readers give it to all but every so many, whatever the
@@ -73,6 +74,18 @@ int64_t window_of(const DecoderConfig& config, const Written& architecture) {
           config.windows[i], architecture.name, windowed ? "a window" : "none");
   }
   return window;
+}
+
+// As for windows, no file says which blocks rotate positions.
+void check_rotations(const DecoderConfig& config, const Written& architecture) {
+  const int64_t step = architecture.unrotated_step;
+  for (size_t i = 0; step > 0 && i < config.rotates.size(); ++i) {
+    const bool usual = (static_cast<int64_t>(i) + 1) % step != 0;
+    if (config.rotates[i] != usual)
+      throw bad_data("block {} {} positions, and readers of a {} model in GGUF would {}", i,
+                     usual ? "rotates no" : "rotates", architecture.name,
+                     usual ? "rotate them" : "rotate none");
+  }
 }
 
 using Add = std::function<void(const std::string& key, GgufField value)>;
@@ -167,6 +180,7 @@ std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderCo
   if (!config.first_position) {  // those are not rotated
     add("attention.key_length", count(config.head_width));
     add("attention.value_length", count(config.head_width));
+    check_rotations(config, architecture);
     add_rope(config, architecture, add);
   }
   add_gemma(config, architecture, add);
@@ -175,7 +189,8 @@ std::vector<std::pair<std::string, GgufField>> gguf_model_fields(const DecoderCo
 }
 
 std::vector<GgufPlace> gguf_places(const DecoderConfig& config) {
-  const bool llama = architecture_of(config).name == "llama", biased_norms = config.norm == NormKind::kLayer;
+  const bool neighbours = rotates_neighbours(architecture_of(config).name),
+             biased_norms = config.norm == NormKind::kLayer;
   DecoderConfig file = config;  // the same with other names
   const DecoderNames& from = config.names;
   file.names = gguf_names(!from.query_key_value.empty(), !from.gate_up.empty());
@@ -213,8 +228,8 @@ std::vector<GgufPlace> gguf_places(const DecoderConfig& config) {
         GgufPlace& place =
             places[add(layer.name, targets[stage][i].name, {layer.outputs, layer.inputs}, layer.biased)];
         place.transposed = config.transposed;
-        if (llama && layer.name == before + from.query) place.heads = config.heads;
-        if (llama && layer.name == before + from.key) place.heads = config.kv_heads;
+        if (neighbours && layer.name == before + from.query) place.heads = config.heads;
+        if (neighbours && layer.name == before + from.key) place.heads = config.kv_heads;
       }
     }
   }

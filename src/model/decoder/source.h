@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -59,6 +60,9 @@ OpenedModel open_gguf(const std::string& path);
 constexpr const char* kFrequencies = "rope_freqs.weight";
 constexpr const char* kShortFactors = "rope_factors_short.weight";
 constexpr const char* kLongFactors = "rope_factors_long.weight";
+
+// Whether llama.cpp orders the rows of q and k of an architecture of GGUF so that neighbours rotate together.
+bool rotates_neighbours(std::string_view architecture);
 
 // What GGUF calls tensors (constants.py of gguf-py); q, k and v, or gate and up, may be one.
 DecoderNames gguf_names(bool joined_inputs, bool joined_gate);
