@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
@@ -27,9 +28,24 @@ struct Range {
   double low = 0, high = 0;  // with 0 inside
 };
 
-Range range_of(const double* weights, int64_t count, bool symmetric) {
+constexpr int64_t kLanes = 8;  // of sums and ranges, which no processor can add up at once otherwise
+
+MCOMPRESS_WIDE Range range_of(const double* weights, int64_t count, bool symmetric) {
+  std::array<double, kLanes> low{}, high{};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const double weight = weights[i + lane];
+      low[lane] = weight < low[lane] ? weight : low[lane];
+      high[lane] = weight > high[lane] ? weight : high[lane];
+    }
+  }
   Range range;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    range.low = std::min(range.low, low[lane]);
+    range.high = std::max(range.high, high[lane]);
+  }
+  for (int64_t i = whole; i < count; ++i) {
     range.low = std::min(range.low, weights[i]);
     range.high = std::max(range.high, weights[i]);
   }
@@ -54,22 +70,40 @@ struct Candidates {
     inverse[count] = 1 / scale[count];
     zero[count++] = static_cast<float>(zero_point);
   }
+
+  // The last scale with the other sign.
+  void add_negative() {
+    scale[count] = -scale[count - 1];
+    inverse[count] = -inverse[count - 1];
+    zero[count] = zero[count - 1];
+    ++count;
+  }
 };
 
 // Adds to the error of each candidate the weighted squared error of rounding with it, which tells them apart
 // though its codes are those of a rounded reciprocal. One weight after the other and all candidates at once,
 // which the compiler turns into wide registers.
-MCOMPRESS_WIDE void add_errors(const double* weights, const double* importance, int64_t count, float largest,
+MCOMPRESS_WIDE void add_errors(const double* weights, const double* costs, int64_t count, float largest,
                                Candidates& tried) {
+  std::array<float, kMostTried> lowest{}, highest{};  // codes less the zero point
+  for (size_t c = 0; c < kMostTried; ++c) {
+    lowest[c] = -tried.zero[c];
+    highest[c] = largest - tried.zero[c];
+  }
   for (int64_t i = 0; i < count; ++i) {
-    const auto weight = static_cast<float>(weights[i]), cost = static_cast<float>(importance[i]);
+    const auto weight = static_cast<float>(weights[i]), cost = static_cast<float>(costs[i]);
     for (size_t c = 0; c < kMostTried; ++c) {
-      const float code =
-          std::min(std::max(rounded(weight * tried.inverse[c]) + tried.zero[c], 0.0F), largest);
-      const float off = tried.scale[c] * (code - tried.zero[c]) - weight;
+      const float steps = std::min(std::max(rounded(weight * tried.inverse[c]), lowest[c]), highest[c]);
+      const float off = tried.scale[c] * steps - weight;
       tried.error[c] += off * off * cost;
     }
   }
+}
+
+MCOMPRESS_WIDE void encode(const double* weights, int64_t count, double scale, double zero, double largest,
+                           uint8_t* codes) {
+  for (int64_t i = 0; i < count; ++i)
+    codes[i] = static_cast<uint8_t>(std::min(std::max(rounded(weights[i] / scale) + zero, 0.0), largest));
 }
 
 // Ranges narrowed step by step, each with the zero point of its low end and those beside
@@ -97,79 +131,128 @@ void add_symmetric(const Range& range, const GroupGrid& grid, double largest, Ca
   for (int i = 0; i < kSteps; ++i) {
     const double exact = range.high / middle * (1.14 - 0.02 * i);
     tried.add(exact, middle);
-    tried.add(-exact, middle);
+    tried.add_negative();
   }
 }
 
 // What the errors of weights count where nothing is known of their inputs: the squares of the weights, so
 // that a large one is not clipped for the sake of many small ones, and twice their mean.
-std::vector<double> costs_by_size(const double* weights, int64_t count) {
-  std::vector<double> costs(weights, weights + count);
+MCOMPRESS_WIDE void set_costs_by_size(const double* weights, int64_t count, double* costs) {
+  std::array<double, kLanes> sums{};
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < count; ++i) costs[i] = weights[i] * weights[i];
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += costs[i + lane];
+  }
+  for (int64_t i = whole; i < count; ++i) sums[0] += costs[i];
   double sum = 0;
-  for (double& cost : costs) sum += cost *= cost;
+  for (const double part : sums) sum += part;
   const double mean = sum / static_cast<double>(count);
-  for (double& cost : costs) cost = mean > 0 ? cost / mean + 2 : 1;
-  return costs;
+  for (int64_t i = 0; i < count; ++i) costs[i] = mean > 0 ? costs[i] / mean + 2 : 1;
 }
 
-// Sets the scale and zero point of one row.
-void choose_scale(const double* weights, const double* importance, int64_t count, const GroupGrid& grid,
-                  double& scale, double& zero) {
-  const auto largest = static_cast<double>((1 << grid.bits) - 1);
-  const Range range = range_of(weights, count, grid.symmetric);
-  Candidates tried;
-  if (range.high == range.low) {
-    tried.add(1, grid.symmetric ? 1 << (grid.bits - 1) : 0);  // a group of zeros has any scale
-  } else {
-    grid.symmetric ? add_symmetric(range, grid, largest, tried) : add_asymmetric(range, grid, largest, tried);
-  }
-  if (tried.count > 1) add_errors(weights, importance, count, static_cast<float>(largest), tried);
-  // Of equal ones the first.
-  const auto* best = std::min_element(tried.error.begin(), tried.error.begin() + tried.count);
-  scale = tried.scale[static_cast<size_t>(best - tried.error.begin())];
-  zero = tried.zero[static_cast<size_t>(best - tried.error.begin())];
+// What errors count of channels in groups of that size: only their ratios matter, and the largest of a group
+// must fit float32. Undefined where nothing is known of their inputs.
+at::Tensor costs_of(const at::Tensor& importance, int64_t group_size) {
+  if (!importance.defined()) return importance;
+  std::vector<at::Tensor> costs;
+  for (const at::Tensor& group : importance.split(group_size)) costs.push_back(group / group.max());
+  return at::cat(costs).contiguous();
 }
+
+double largest_code(const GroupGrid& grid) { return (1 << grid.bits) - 1; }
+
+// Chooses scales and zero points of groups, one row at a time.
+class ScaleChoice {
+ public:
+  ScaleChoice(const GroupGrid& grid, const at::Tensor& costs) : grid_(grid), costs_(costs) {}
+
+  // `first`: the first of the group's channels.
+  void choose(const double* weights, int64_t first, int64_t count, double& scale, double& zero) {
+    const Range range = range_of(weights, count, grid_.symmetric);
+    const double largest = largest_code(grid_);
+    Candidates tried;
+    if (range.high == range.low) {
+      tried.add(1, grid_.symmetric ? 1 << (grid_.bits - 1) : 0);  // a group of zeros has any scale
+    } else {
+      grid_.symmetric ? add_symmetric(range, grid_, largest, tried)
+                      : add_asymmetric(range, grid_, largest, tried);
+    }
+    if (tried.count > 1)
+      add_errors(weights, costs(weights, first, count), count, static_cast<float>(largest), tried);
+    // Of equal ones the first.
+    const auto* best = std::min_element(tried.error.begin(), tried.error.begin() + tried.count);
+    scale = tried.scale[static_cast<size_t>(best - tried.error.begin())];
+    zero = tried.zero[static_cast<size_t>(best - tried.error.begin())];
+  }
+
+ private:
+  const double* costs(const double* weights, int64_t first, int64_t count) {
+    if (costs_.defined()) return costs_.const_data_ptr<double>() + first;
+    by_size_.resize(static_cast<size_t>(count));
+    set_costs_by_size(weights, count, by_size_.data());
+    return by_size_.data();
+  }
+
+  const GroupGrid& grid_;
+  const at::Tensor& costs_;
+  std::vector<double> by_size_;
+};
+
+void check_scales(const at::Tensor& scales, const at::Tensor& weight) {
+  if (!scales.isfinite().all().item<bool>())
+    throw bad_data("weights up to {:.3g} need a scale beyond float16", weight.abs().max().item<double>());
+}
+
+constexpr int64_t kGrain = 16;
 
 }  // namespace
 
 GroupScale group_scale(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
   const at::Tensor values = weight.contiguous();
-  // Only their ratios matter, and the largest must fit float32.
-  const at::Tensor costs = importance.defined() ? importance / importance.max() : at::Tensor();
   const int64_t rows = values.size(0), count = values.size(1);
+  const at::Tensor costs = costs_of(importance, count);
   GroupScale result = {at::empty({rows}, at::kDouble), at::empty({rows}, at::kDouble)};
-  constexpr int64_t kGrain = 16;
   at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const double* weights = values.const_data_ptr<double>() + row * count;
-      std::vector<double> by_size;
-      if (grid.search && !costs.defined()) by_size = costs_by_size(weights, count);
-      choose_scale(weights, costs.defined() ? costs.const_data_ptr<double>() : by_size.data(), count, grid,
-                   result.scale.data_ptr<double>()[row], result.zero.data_ptr<double>()[row]);
-    }
+    ScaleChoice choice(grid, costs);
+    for (int64_t row = begin; row < end; ++row)
+      choice.choose(values.const_data_ptr<double>() + row * count, 0, count,
+                    result.scale.data_ptr<double>()[row], result.zero.data_ptr<double>()[row]);
   });
-  if (!result.scale.isfinite().all().item<bool>())
-    throw bad_data("weights up to {:.3g} need a scale beyond float16", values.abs().max().item<double>());
+  check_scales(result.scale, values);
   return result;
 }
 
 IntGroup round_to_groups(const at::Tensor& weight, const GroupGrid& grid, const at::Tensor& importance) {
-  const at::Tensor exact = weight.to(at::kDouble), groups = groups_in_order(weight.size(1), grid.group_size);
-  const int64_t channels = weight.size(1), size = grid.group_size < 0 ? channels : grid.group_size;
-  std::vector<at::Tensor> scales, zeros;
-  for (int64_t begin = 0; begin < channels; begin += size) {
-    const int64_t end = std::min(begin + size, channels);
-    const GroupScale found = group_scale(exact.slice(1, begin, end), grid,
-                                         importance.defined() ? importance.slice(0, begin, end) : importance);
-    scales.push_back(found.scale);
-    zeros.push_back(found.zero);
-  }
-  const at::Tensor scale = at::stack(scales, 1), zero = at::stack(zeros, 1);
-  const at::Tensor codes = (exact / take_columns(scale, groups))
-                               .round_()
-                               .add_(take_columns(zero, groups))
-                               .clamp_(0, (1 << grid.bits) - 1);
-  return {grid.bits, codes.to(at::kByte), scale.to(at::kHalf), zero.to(at::kByte), groups};
+  const at::Tensor values = weight.contiguous(), groups = groups_in_order(weight.size(1), grid.group_size);
+  const int64_t rows = values.size(0), channels = values.size(1),
+                size = grid.group_size < 0 ? std::max<int64_t>(1, channels) : grid.group_size,
+                count = (channels + size - 1) / size;
+  const at::Tensor costs = costs_of(importance, size), codes = at::empty({rows, channels}, at::kByte),
+                   scale = at::empty({rows, count}, at::kDouble), zero = at::empty_like(scale);
+  // A row at a time, since more of it in float64 would not stay in a cache.
+  const auto round_rows = [&](const auto* weights, int64_t begin, int64_t end) {
+    ScaleChoice choice(grid, costs);
+    std::vector<double> exact(static_cast<size_t>(channels));
+    for (int64_t row = begin; row < end; ++row) {
+      std::copy_n(weights + row * channels, channels, exact.begin());
+      for (int64_t group = 0; group < count; ++group) {
+        const int64_t first = group * size, length = std::min(size, channels - first);
+        double& found = scale.data_ptr<double>()[row * count + group];
+        double& middle = zero.data_ptr<double>()[row * count + group];
+        choice.choose(exact.data() + first, first, length, found, middle);
+        encode(exact.data() + first, length, found, middle, largest_code(grid),
+               codes.data_ptr<uint8_t>() + row * channels + first);
+      }
+    }
+  };
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "round_to_groups", [&] {
+    at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
+      round_rows(values.const_data_ptr<scalar_t>(), begin, end);
+    });
+  });
+  check_scales(scale, values);
+  return {grid.bits, codes, scale.to(at::kHalf), zero.to(at::kByte), groups};
 }
 
 }  // namespace mcompress

@@ -52,6 +52,11 @@ std::string obstacle_of(const GroupedLayer& layer, const GroupOptions& groups) {
 }
 
 void finish_plan(PackedPlan& plan, const CompressOptions& options, const GroupOptions& groups) {
+  if (groups.format == kTorchScriptFormat)
+    throw error(Exit::kUsage,
+                "--format torchscript goes with TorchScript, and '{}' is a Hugging Face folder; use gptq, "
+                "awq, compressed-tensors, safetensors or dequantized",
+                options.model);
   decide_all(plan.decisions, options, [](LayerKind) { return std::string(); });
   plan.grids = choose_grids(groups, plan.layers, plan.decisions);
   if (plan.grids.empty()) throw bad_data("'{}' has no layer left to round", options.model);
@@ -209,7 +214,8 @@ void check_values(const CheckpointFiles& checkpoint, const PackedPlan& plan, con
     if (!is_floating(array.dtype) || array.bytes.empty() || (!rounded && !form_of(groups))) continue;
     check_interrupt();
     const at::Tensor values = rows_of(array, 0, array.shape.empty() ? 1 : array.shape[0]);
-    const double largest = std::max(values.max().item<double>(), -values.min().item<double>());
+    const auto [least, most] = values.aminmax();
+    const double largest = std::max(most.item<double>(), -least.item<double>());
     checkpoint.files[checkpoint.file_of[i]]->drop(array.bytes);
     if (rounded && !std::isfinite(largest))
       throw bad_data("tensor '{}' holds NaN or infinity; repair the model or leave it out with --ignore",

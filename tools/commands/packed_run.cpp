@@ -52,12 +52,13 @@ void check_transposed(const PackedFolder& folder, const std::string& model) {
                 name_of(*folder.form), model);
 }
 
-// Of codes and zero points less the middle, since those that are not packed are read in 4 or 8 bits.
+// Of codes and zero points less the middle, since those that are not packed are read in 4 or 8 bits; in
+// bytes, which wrap.
 std::string digest_of(const IntGroup& weight) {
   const int middle = 1 << (weight.bits - 1);
   std::string digest;
-  for (const at::Tensor& part : {weight.codes.to(at::kShort).sub(middle), weight.scale,
-                                 weight.zero.to(at::kShort).sub(middle), weight.groups})
+  for (const at::Tensor& part :
+       {weight.codes.sub(middle), weight.scale, weight.zero.sub(middle), weight.groups})
     digest += sha256_of(bytes_of(part.contiguous()));
   return digest;
 }
