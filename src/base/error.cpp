@@ -20,10 +20,22 @@ Exit exit_for_errno(int error_number) {
   }
 }
 
+const char* remedy_for_errno(int error_number) {
+  switch (error_number) {
+    case ENOENT:
+    case ENOTDIR: return "; check the path";
+    case EACCES:
+    case EPERM: return "; check its permissions";
+    case ENOSPC: return "; make room, or write elsewhere";
+    default: return "";
+  }
+}
+
 }  // namespace
 
 Error system_error(const std::string& action, int error_number) {
-  return error(exit_for_errno(error_number), "{}: {}", action, std::strerror(error_number));
+  return error(exit_for_errno(error_number), "{}: {}{}", action, std::strerror(error_number),
+               remedy_for_errno(error_number));
 }
 
 }  // namespace mcompress

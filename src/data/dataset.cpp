@@ -122,7 +122,7 @@ Dataset load_npy_pair(const std::string& first, const std::string& second) {
 Dataset load_file(const std::string& path, bool labelled) {
   const auto file = std::make_shared<const MappedFile>(path);
   const Bytes bytes = file->bytes();
-  if (bytes.empty()) throw bad_data("data '{}' is empty", path);
+  if (bytes.empty()) throw bad_data("data '{}' is empty; pass a file with samples", path);
   if (looks_like_gzip(bytes) || looks_like_idx(bytes)) return load_idx_pair(path, labels_beside(path));
   if (looks_like_zip(bytes)) return load_npz(bytes, path, labelled);
   if (looks_like_safetensors(bytes)) return load_safetensors(file, path, labelled);

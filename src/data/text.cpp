@@ -139,7 +139,7 @@ std::string read_text(const std::string& path, const TextOptions& options) {
     throw error(Exit::kUsage, "--text-layout rows is for plain text, and '{}' holds texts apart", path);
   if (lines) text = texts_of(text, path, options.field);
   if (options.layout == TextOptions::Layout::kRows) text = joined_rows(text);
-  if (text.empty()) throw bad_data("text '{}' is empty", path);
+  if (text.empty()) throw bad_data("text '{}' is empty; pass one with words in it", path);
   return text;
 }
 

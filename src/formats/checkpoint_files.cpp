@@ -174,7 +174,7 @@ ModelFormat detect_model(const std::string& path) {
   }
   const MappedFile file(path);
   const Bytes bytes = file.bytes();
-  if (bytes.empty()) throw bad_data("'{}' is empty", path);
+  if (bytes.empty()) throw bad_data("'{}' is empty; download or export it again", path);
   if (looks_like_zip(bytes)) return detect_zip(bytes, path);
   if (looks_like_legacy_torch_save(bytes)) return ModelFormat::kLegacyStateDict;
   if (looks_like_gguf(bytes)) return ModelFormat::kGguf;
