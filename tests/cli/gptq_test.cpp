@@ -354,7 +354,7 @@ TEST(GptqProgram, RoundsLinearLayersAndConvolutions) {
   for (const std::string name : {"fashion_mlp.pt", "fashion_cnn.pt"}) {
     const std::string run = "gptq " + shipped(name) + " -o " + (folder / "q.pt") + " --calib-data " +
                             kFashion + " --force --nsamples 256 ";
-    const json report = report_of(run + "--group-size -1 --limit 2000 --eval-data " + kFashion);
+    const json report = report_of(run + std::string("--group-size -1 --limit 2000 --eval-data ") + kFashion);
     EXPECT_EQ(report["calibration"]["samples"], 256);
     double loss = 0, rounded = 0;
     for (const json& layer : report["layers"]) {
@@ -414,6 +414,39 @@ TEST(AwqProgram, MovesScalesBetweenLinearLayers) {
   expect_all({{awq("fashion_mlp.pt", "--gptq"), 2, "use 'mcompress gptq'"},
               {awq("fashion_mlp.pt", "--lm-head"), 2, "--lm-head is for language models"}},
              folder / "no.pt");
+}
+
+TEST(NearestProgram, RoundsLayersWithoutData) {
+  const TemporaryFolder folder;
+  const auto nearest = [&](const std::string& name, const std::string& options) {
+    return "quantize " + shipped(name) + " -o " + (folder / "q.pt") + " --force --mode weight-only " +
+           options;
+  };
+  double error = 0;
+  for (const int bits : {8, 4, 2}) {
+    const json report =
+        report_of(nearest("fashion_mlp.pt", "--group-size -1 --bits " + std::to_string(bits)));
+    EXPECT_EQ(report["output"]["format"], "torchscript");
+    EXPECT_EQ(report["size"]["predicted_bytes"], report["output"]["bytes"]);
+    const json& layer = report["layers"][0];
+    EXPECT_EQ(layer["decision"], "int" + std::to_string(bits));
+    EXPECT_TRUE(layer["rounding"].is_null());
+    EXPECT_GT(layer["max_error"].get<double>(), error);
+    error = layer["max_error"];
+  }
+  report_of(nearest("fashion_cnn.pt", "--group-size -1 --format torchscript --layer-config .*=bits:3"));
+  if (std::filesystem::exists(kFashionTest)) {
+    const json report = report_of(
+        nearest("fashion_mlp.pt", std::string("--group-size -1 --limit 2000 --eval-data ") + kFashion));
+    EXPECT_GT(report["metrics"]["after"]["top1"]["value"].get<double>(),
+              report["metrics"]["before"]["top1"]["value"].get<double>() - 0.02);
+  }
+  expect_all(
+      {{nearest("fashion_mlp.pt", ""), 2, "a group size of 128 does not divide"},
+       {nearest("fashion_mlp.pt", "--format awq"), 2, "--format awq is for language models"},
+       {nearest("fashion_mlp.pt", std::string("--calib-data ") + kFashion), 2, "or use 'mcompress gptq'"},
+       {nearest("fashion_mlp.pt", "--embeddings"), 2, "--embeddings is for language models"}},
+      folder / "no.pt");
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <tuple>
 
 #include "cli/group_folder.h"
@@ -102,6 +103,65 @@ TEST_F(PackedFormats, KeepTheirValuesInWiderCodes) {
   }
 }
 
+// A folder of compressed-tensors whose scales all become this number, in float32.
+void set_scales(const std::string& path, float value) {
+  const std::string file = read_file(path);
+  uint64_t size = 0;
+  std::memcpy(&size, file.data(), sizeof(size));
+  json header = json::parse(file.substr(sizeof(size), size));
+  const std::string data = file.substr(sizeof(size) + size);
+  std::string changed;
+  for (auto& [name, tensor] : header.items()) {
+    if (name == "__metadata__") continue;
+    const uint64_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+    std::string bytes = data.substr(begin, end - begin);
+    if (name.ends_with(".weight_scale")) {
+      const size_t count = tensor["shape"][0].get<size_t>() * tensor["shape"][1].get<size_t>();
+      tensor["dtype"] = "F32";
+      bytes.clear();
+      for (size_t i = 0; i < count; ++i) bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
+    }
+    tensor["data_offsets"] = {changed.size(), changed.size() + bytes.size()};
+    changed += bytes;
+  }
+  const std::string text = header.dump();
+  size = text.size();
+  write_file(path, std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + text + changed);
+}
+
+TEST_F(PackedFormats, KeepScalesThatFloat16HasNot) {
+  const std::string scales = folder_ / "wide/model.safetensors";
+  report_of(weight_only("--group-size 32 --format compressed-tensors", "wide"));
+  set_scales(scales, 0.125F);
+  report_of(convert("wide", "same", "--format gptq"));
+  EXPECT_EQ(perplexity("same"), perplexity("wide"));
+  set_scales(scales, 0.1F);
+  const double exact = perplexity("wide");
+  report_of(convert("wide", "dense", "--format dequantized"));
+  EXPECT_NEAR(perplexity("dense"), exact, 1e-5 * exact);
+  expect_all({{convert("wide", "no", "--format gptq"), 2, "its scales are numbers that float16"}},
+             folder_ / "no");
+  const json report = report_of(convert("wide", "near", "--format gptq --allow-requantize"));
+  EXPECT_EQ(report["layers"][0]["reason"], "its scales rounded to float16");
+  EXPECT_NE(perplexity("near"), exact);
+  EXPECT_NEAR(perplexity("near"), exact, 0.05 * exact);
+  set_scales(scales, 1e-9F);
+  expect_all(
+      {{convert("wide", "no", "--format gptq --allow-requantize"), 2, "nor any near them; use --format deq"}},
+      folder_ / "no");
+}
+
+// Whose inputs are rounded too.
+TEST_F(PackedFormats, BecomePlainFromEightBitsARow) {
+  report_of("quantize " + (folder_ / "model") + " -o " + (folder_ / "rows"));
+  const json report = report_of(convert("rows", "dense", "--format dequantized"));
+  EXPECT_TRUE(contains(report["warnings"].dump(), "not rounded to 8 bits any more"));
+  EXPECT_FALSE(config_of("dense").contains("quantization_config"));
+  EXPECT_NEAR(perplexity("dense"), perplexity("rows"), 0.02 * perplexity("rows"));
+  expect_all({{convert("rows", "no", "--format gptq"), 2, "which --format gptq has no place for"}},
+             folder_ / "no");
+}
+
 TEST_F(PackedFormats, AreRoundedAgainOnlyWhenAsked) {
   report_of(weight_only("--group-size 32 --bits 8 --format gptq", "eight"));
   expect_all({{convert("eight", "no", "--format awq"), 2, "has no weights of 8 bits"},
@@ -150,8 +210,10 @@ TEST_F(PackedFormats, RefuseWhatTheyHaveNoPlaceFor) {
        {weight_only(small + "--format int3"), 2, "int3"},
        {"quantize " + (folder_ / "model") + " -o " + (folder_ / "out") + " --bits 4 --group-size 32", 2,
         "--group-size goes with --mode weight-only"},
-       {"quantize " + shipped("fashion_mlp.pt") + " -o " + (folder_ / "out") + " --mode weight-only", 2,
-        "writes Hugging Face folders only"},
+       {"quantize " + shipped("state_dicts/plain.pt") + " -o " + (folder_ / "out") + " --mode weight-only", 2,
+        "takes a Hugging Face folder or TorchScript"},
+       {weight_only(small + "--format torchscript"), 2, "--format torchscript goes with TorchScript"},
+       {awq("--format torchscript"), 2, "--format torchscript goes with TorchScript"},
        {awq("--format awq --bits 3"), 2, "has no weights of 3 bits"},
        {awq("--lm-head"), 2, "its embedding"},
        {"awq " + shipped("state_dicts/plain.pt") + " --calib-data x -o " + (folder_ / "out"), 2,
@@ -402,11 +464,12 @@ TEST_F(PackedFormats, ComeBackFromGgufFiles) {
   const auto to_folder = [&](const std::string& path) {
     return "convert " + path + " --format dequantized -o " + (folder_ / "no");
   };
-  expect_all(
-      {{to_folder(folder_ / "odd.gguf"), 65, "whose rope_freqs are not those of Llama 3"},
-       {to_folder(shipped("gguf/gemma2_window.gguf")), 65, "a gemma2 model of a GGUF file cannot be written"},
-       {to_folder(folder_ / "odd.gguf") + " --type F16", 2, "--type goes with --format gguf"}},
-      folder_ / "no");
+  expect_all({{to_folder(folder_ / "odd.gguf"), 65, "whose rope_freqs are not those of Llama 3"},
+              {to_folder(folder_ / "odd.gguf") + " --type F16", 2, "--type goes with --format gguf"}},
+             folder_ / "no");
+  report_of("convert " + shipped("gguf/gemma2_window.gguf") + " --format dequantized -o " +
+            (folder_ / "gemma2"));
+  EXPECT_EQ(config_of("gemma2")["sliding_window"], 20);
 }
 
 TEST_F(PackedFormats, HaveTheSameBytesByAwqForAnyThreads) {

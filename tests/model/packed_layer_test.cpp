@@ -56,6 +56,22 @@ TEST(PackedLayer, HasTheBitsOfItsForm) {
   EXPECT_TRUE(plain.at(".weight_zero_point").eq(-5).all().item<bool>());
 }
 
+TEST(PackedLayer, KeepsScalesAsTheFileHasThem) {
+  const IntGroup weight = weight_of(8, 32, 4, 16, true);
+  for (const PackedForm form : {PackedForm::kCompressedTensors, PackedForm::kPlainCodes}) {
+    PackedTensors tensors = pack_layer(form, true, weight);
+    const auto read = [&](const at::Tensor& scales) {
+      tensors[".weight_scale"] = scales;
+      return unpack_layer(form, tensors, "fc").scale;
+    };
+    EXPECT_EQ(read(weight.scale.to(at::kBFloat16)).scalar_type(), at::kHalf);
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      const at::Tensor scales = (weight.scale.to(at::kFloat) * 1e-6).to(type);
+      EXPECT_TRUE(read(scales).equal(scales.to(at::kFloat)));
+    }
+  }
+}
+
 TEST(PackedLayer, ComesBackInEveryFormAndShape) {
   int tried = 0;
   for (const PackedForm form : {PackedForm::kGptq, PackedForm::kGptqV2, PackedForm::kAwq,

@@ -25,6 +25,8 @@ struct Stored {
   bool in_order = true;                // groups are neighbours of one size
   uint64_t bytes = 0;                  // in the source
   std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
+  // Some of its scales are numbers that float16 has not, and whether it has some near all of them.
+  bool wide_scales = false, near_scales = true;
 };
 
 Stored describe(PackedForm source, const std::string& name, const IntGroup& weight) {
@@ -45,6 +47,10 @@ Stored describe(PackedForm source, const std::string& name, const IntGroup& weig
                   weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>(),
                   is_compressed_tensors(source) && is_embedding(name + ".weight")};
   stored.bytes = packed_bytes(source, stored.layer);
+  const at::Tensor halves = weight.scale.to(at::kHalf);
+  stored.wide_scales = weight.scale.scalar_type() != at::kHalf;
+  stored.near_scales =
+      halves.isfinite().logical_and(halves.ne(0).logical_or(weight.scale.eq(0))).all().item<bool>();
   return stored;
 }
 
@@ -66,6 +72,13 @@ std::string refusal_of(PackedForm form, const Stored& stored) {
                        name_of(form));
   const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
   return obstacle.empty() ? packed_refusal(form, layer) : obstacle;
+}
+
+// Why its scales cannot.
+std::string refusal_of_scales(PackedForm form, const Stored& stored) {
+  if (!stored.wide_scales) return "";
+  return fmt::format("its scales are numbers that float16, in which --format {} has them, has not",
+                     name_of(form));
 }
 
 // Codes of a width that the form lacks are codes of the next one, zero points with them.
@@ -93,10 +106,11 @@ void round_anew(PackedForm form, Stored& stored) {
 }
 
 // The layer as it is written.
-IntGroup converted(const Stored& stored, const PackedReader& reader) {
+IntGroup converted(const Stored& stored, const PackedReader& reader, bool packs) {
   IntGroup weight = reader.read(stored.layer.name);
-  if (!stored.anew) return weight.bits < stored.layer.bits ? widened(weight, stored.layer.bits) : weight;
-  return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
+  if (stored.anew) return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
+  if (packs && stored.wide_scales) weight.scale = weight.scale.to(at::kHalf);
+  return weight.bits < stored.layer.bits ? widened(weight, stored.layer.bits) : weight;
 }
 
 // A layer of one group as wide as the groups of the others has their size.
@@ -147,12 +161,18 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   for (Stored& stored : plan.layers) {
     if (!stored.layer.embedding) stored.layer.symmetric = symmetric;
     if (folder.form) widen(*folder.form, stored.layer);
-    const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
+    std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
     if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
+    if (refusal.empty() && folder.form) {
+      refusal = refusal_of_scales(*folder.form, stored);
+      if (!refusal.empty() && !stored.near_scales)
+        throw error(Exit::kUsage, "layer '{}': {}, nor any near them; use --format dequantized",
+                    stored.layer.name, refusal);
+    }
     folder.layers.push_back(stored.layer);
     folder.act_order = folder.act_order || !stored.in_order;
     if (!refusal.empty() && !options.allow_requantize)
-      throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds its values again",
+      throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds them again",
                   stored.layer.name, refusal);
   }
   // Linear layers that are not packed must be named.
@@ -165,6 +185,16 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   finish_folder(config ? &*config : nullptr, folder);
   if (folder.form == PackedForm::kAwq) check_awq(folder, options.model);
   return plan;
+}
+
+// Layers that round their inputs too become plain ones, and nothing else.
+void check_rounded_inputs(const ConvertCommand& options, Report& report) {
+  if (options.format != "dequantized")
+    throw error(Exit::kUsage,
+                "layers of '{}' round their inputs to 8 bits, which --format {} has no place for; use "
+                "--format dequantized, which leaves that out",
+                options.model, options.format);
+  report.warnings.emplace_back("inputs of layers are not rounded to 8 bits any more");
 }
 
 void convert(const ConvertCommand& options, const RunOptions& run, Report& report) {
@@ -187,22 +217,29 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
       timed(report, "load", [&] { return read_checkpoint(options.model, format); });
   if (quantization.text.empty() && guess_form(checkpoint))
     throw bad_data("'{}' has packed layers, and its config.json has no quantization_config", options.model);
-  if (!quantization.form)
+  if (quantization.text.empty())
     throw error(Exit::kUsage,
-                "'{}' holds no packed layers ({}); round them with 'mcompress quantize --mode weight-only'",
-                options.model, quantization.text.empty() ? "its weights are floating" : quantization.text);
+                "'{}' holds no packed layers (its weights are floating); round them with 'mcompress quantize "
+                "--mode weight-only'",
+                options.model);
   report.warnings = checkpoint.notes;
-  const PackedReader reader(checkpoint, *quantization.form);
+  if (!quantization.form) check_rounded_inputs(options, report);
+  const PackedForm source = quantization.form.value_or(PackedForm::kPlainCodes);
+  const PackedReader reader(checkpoint, source);
   if (reader.layers().empty()) throw bad_data("'{}' has no packed layer", options.model);
   const Plan plan =
-      timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, *quantization.form, options); });
-  announce_folder(checkpoint, options.model, name_of(*quantization.form), plan.folder, hash, report);
+      timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, source, options); });
+  announce_folder(checkpoint, options.model, name_of(source), plan.folder, hash, report);
   for (const Stored& stored : plan.layers) {
     LayerRecord record;
     record.name = stored.layer.name;
     record.kind = stored.layer.embedding ? "embedding" : "linear";
     record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
-    if (stored.anew) record.reason = "rounded again, since the format has no place for its codes";
+    if (stored.anew) {
+      record.reason = "rounded again, since the format has no place for its codes";
+    } else if (stored.wide_scales && plan.folder.form) {
+      record.reason = "its scales rounded to float16";
+    }
     record.parameters = stored.layer.outputs * stored.layer.inputs;
     record.bytes_before = stored.bytes;
     record.bytes_after = plan.folder.form ? packed_bytes(*plan.folder.form, stored.layer)
@@ -215,7 +252,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   Progress progress("convert", static_cast<int64_t>(plan.layers.size()));
   const auto give = [&](const TakeLayer& take) {
     for (const Stored& stored : plan.layers) {
-      take(stored.layer.name, converted(stored, reader));
+      take(stored.layer.name, converted(stored, reader, plan.folder.form.has_value()));
       progress.step();
     }
   };

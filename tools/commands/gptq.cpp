@@ -24,7 +24,9 @@ void check_options(const GptqCommand& options) {
   if (options.calib_data.empty() && !options.dry_run)
     throw error(Exit::kUsage, "gptq needs --calib-data, text or data like what the model is for");
   const bool in_order = !options.act_order || options.static_groups;
-  if (!in_order && options.format != "gptq" && options.format != "dequantized")
+  const bool any_order =
+      options.format == "gptq" || options.format == "dequantized" || options.format == kTorchScriptFormat;
+  if (!in_order && !any_order)
     throw error(
         Exit::kUsage,
         "--format {} has groups of neighbours only; leave out --no-static-groups, or use --format gptq",

@@ -14,6 +14,8 @@
 
 namespace mcompress::cli {
 
+constexpr const char* kTorchScriptFormat = "torchscript";  // --format of programs
+
 constexpr int64_t kLargestGroup = int64_t{1} << 24;
 
 // The settings of every command that rounds weights in groups.

@@ -15,11 +15,12 @@ namespace {
 // Options of checkpoints of text.
 void check_options(const ProgramRun& command) {
   const CalibrationOptions plain;
+  const std::string& format = command.groups.format;
   const std::map<std::string, bool> used = {
       {"--seqlen", command.calibration.seqlen != plain.seqlen},
       {"--calib-layout", command.calibration.calib_layout != plain.calib_layout},
       {"--calib-compute", command.calibration.calib_compute != plain.calib_compute},
-      {"--format", command.groups.format != command.plain_format},
+      {"--format " + format, format != command.plain_format && format != kTorchScriptFormat},
       {"--max-shard-size", command.groups.shard_bytes != GroupOptions().shard_bytes},
       {"--lm-head", command.groups.head},
       {"--embeddings", command.groups.embedding_bits > 0},
@@ -59,6 +60,7 @@ std::vector<Decision> plan_program(const std::vector<Layer>& layers, const Compr
   return plan;
 }
 
+// Losses are those on calibration data, where there is some.
 void add_records(const std::vector<Decision>& plan, const std::map<std::string, GroupGrid>& grids,
                  const std::map<std::string, RoundedLayer>& rounded, Report& report) {
   for (const Decision& decision : plan) {
@@ -74,7 +76,7 @@ void add_records(const std::vector<Decision>& plan, const std::map<std::string, 
     record.parameters = layer.weight.codes.numel();
     record.sqnr_db = layer.sqnr_db;
     record.max_error = layer.max_error;
-    record.rounding = rounding_of(layer, grid.group_size);
+    if (report.calibration->samples > 0) record.rounding = rounding_of(layer, grid.group_size);
     report.calibration->weights += *record.parameters;
     report.calibration->bytes += bytes;
     report.layers.push_back(std::move(record));
@@ -102,13 +104,13 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   report.input = describe_artifact(options.model, name_of(ModelFormat::kTorchScript), count, hash);
   report.calibration.emplace();
   report.calibration->path = calibration_options.calib_data;
-  report.calibration->compute = "float32";
+  if (calibration) report.calibration->compute = "float32";
   if (options.dry_run) {
     for (const Decision& decision : plan) report.layers.push_back(record_of(decision, command.name, 0));
     return finish_dry_run(run, report);
   }
-  report.calibration->samples = calibration->size();
-  if (calibration->size() < calibration_options.nsamples)
+  if (calibration) report.calibration->samples = calibration->size();
+  if (calibration && calibration->size() < calibration_options.nsamples)
     report.warnings.push_back(fmt::format("'{}' has {} samples, and --nsamples asks for {}",
                                           calibration_options.calib_data, calibration->size(),
                                           calibration_options.nsamples));
@@ -117,7 +119,8 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   std::vector<Layer> changed = layers;  // with new biases
   std::map<std::string, at::Tensor> others;
   timed(report, command.name, [&] {
-    RoundedProgram result = command.round(program, layers, grids, calibration->batch(0, calibration->size()));
+    const at::Tensor batch = calibration ? calibration->batch(0, calibration->size()) : at::Tensor();
+    RoundedProgram result = command.round(program, layers, grids, batch);
     for (RoundedLayer& layer : result.layers) {
       weights.emplace(layer.name, layer.weight);
       rounded[layer.name] = std::move(layer);

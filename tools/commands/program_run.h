@@ -16,12 +16,13 @@ namespace mcompress::cli {
 
 // A command that rounds the layers of a TorchScript program to few bits.
 struct ProgramRun {
-  const char *name, *plain_format;  // "gptq"; the --format that counts as none given
+  const char* name;          // "gptq"
+  std::string plain_format;  // the --format that counts as none given, beside torchscript
   const CompressOptions& options;
   const GroupOptions& groups;
   const CalibrationOptions& calibration;
   bool resume;
-  // Rounds the layers that have a grid on one batch of inputs.
+  // Rounds the layers that have a grid on one batch of inputs; undefined where no calibration data is given.
   std::function<RoundedProgram(const torch::jit::Module& program, const std::vector<Layer>& layers,
                                const std::map<std::string, GroupGrid>& grids, const at::Tensor& batch)>
       round;

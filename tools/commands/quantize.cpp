@@ -109,15 +109,18 @@ void quantize(const QuantizeCommand& options, const RunOptions& run, Report& rep
   check_options(options);
   const ModelFormat format = detect_model(options.model);
   check_for_format(options, format);
+  const bool program = format == ModelFormat::kTorchScript;
+  if (options.mode == "weight-only" && program) return quantize_program_weights(options, run, report);
   if (options.mode == "weight-only" && format != ModelFormat::kHuggingFace)
-    throw error(Exit::kUsage, "'{}' is {}, and --mode weight-only writes Hugging Face folders only; pass one",
+    throw error(Exit::kUsage,
+                "'{}' is {}, and --mode weight-only takes a Hugging Face folder or TorchScript; pass one",
                 options.model, name_of(format));
   const OutputKind kind = format == ModelFormat::kHuggingFace ? OutputKind::kFolder : OutputKind::kFile;
   if (!options.output.empty()) check_output(options.output, kind, run.force, run.inputs);
   if (options.mode == "weight-only")
     return options.calib_data.empty() ? quantize_weights(options, run, report)
                                       : quantize_by_importance(options, run, report);
-  if (format == ModelFormat::kTorchScript) {
+  if (program) {
     if (options.mode == "dynamic") return quantize_program(options, run, report);
     // The plan of QAT is that of static mode.
     const bool trains = options.mode == "qat" && !options.dry_run;
@@ -149,8 +152,9 @@ Command quantize_command() {
            "--mode", options->mode,
            "dynamic: weights are narrowed, activations when they come; static: activations too, on grids "
            "chosen by calibration; qat: the same, after training with rounded weights and activations; "
-           "weight-only: the weights of a folder's linear layers are rounded to nearest in groups, without "
-           "data")
+           "weight-only: the weights of a folder's linear layers, or of a program's and its convolutions', "
+           "are "
+           "rounded to nearest in groups, without data")
         ->check(CLI::IsMember({"dynamic", "static", "qat", "weight-only"}));
     app.add_option("--dtype", options->dtype, "Type of the stored weights")
         ->check(CLI::IsMember({"int8", "float16", "bfloat16"}));

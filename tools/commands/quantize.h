@@ -45,6 +45,7 @@ void quantize_program_qat(const QuantizeCommand& options, const RunOptions& run,
 void quantize_checkpoint(const QuantizeCommand& options, ModelFormat format, const RunOptions& run,
                          Report& report);
 void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Report& report);
+void quantize_program_weights(const QuantizeCommand& options, const RunOptions& run, Report& report);
 void quantize_by_importance(const QuantizeCommand& options, const RunOptions& run, Report& report);
 
 // Why dynamic mode leaves a kind of layer alone; empty where it does not.

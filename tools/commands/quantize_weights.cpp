@@ -7,10 +7,12 @@
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/grid.h"
 #include "mcompress/methods/group_grid.h"
+#include "mcompress/methods/program_nearest.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/packed_folder.h"
 #include "packed_plan.h"
 #include "packed_run.h"
+#include "program_run.h"
 #include "quantize.h"
 
 namespace mcompress::cli {
@@ -35,9 +37,7 @@ class NearestLayers {
     return transposed(layer) ? values.t().contiguous() : values;
   }
 
-  IntGroup rounded(const std::string& layer) const {
-    return round_to_groups(weight(layer), plan_.grids.at(layer));
-  }
+  const GroupGrid& grid_of(const std::string& layer) const { return plan_.grids.at(layer); }
 
   void give_back(const std::string& layer) const {
     const size_t array = index_.at(layer + ".weight");
@@ -51,7 +51,7 @@ class NearestLayers {
       EditRows& edit = edits[index_.at(layer + ".weight")];
       if (transposed(layer)) {
         edit = [this, layer = layer](const at::Tensor& rows, int64_t begin, int64_t end) {
-          const IntGroup whole = rounded(layer);
+          const IntGroup whole = round_to_groups(weight(layer), grid_of(layer));
           return dequantize_rows(whole, 0, whole.codes.size(0))
               .slice(1, begin, end)
               .t()
@@ -94,8 +94,9 @@ Errors write_folder(const QuantizeCommand& options, const RunOptions& run, const
   Progress progress("quantize", static_cast<int64_t>(folder.layers.size()));
   const auto give = [&](const TakeLayer& take) {
     for (const PackedLayer& layer : folder.layers) {
-      const IntGroup rounded = layers.rounded(layer.name);
-      errors[layer.name] = error_of(layers.weight(layer.name), rounded);
+      const at::Tensor weight = layers.weight(layer.name);
+      const IntGroup rounded = round_to_groups(weight, layers.grid_of(layer.name));
+      errors[layer.name] = error_of(weight, rounded);
       take(layer.name, rounded);
       layers.give_back(layer.name);
       progress.step();
@@ -107,6 +108,21 @@ Errors write_folder(const QuantizeCommand& options, const RunOptions& run, const
 }
 
 }  // namespace
+
+void quantize_program_weights(const QuantizeCommand& options, const RunOptions& run, Report& report) {
+  if (!options.calib_data.empty())
+    throw error(Exit::kUsage,
+                "--calib-data with --mode weight-only is for language models, and '{}' is TorchScript; leave "
+                "it out, or use 'mcompress gptq' or 'mcompress awq'",
+                options.model);
+  const CalibrationOptions none;
+  ProgramRun command{"quantize", GroupOptions().format,   options, options.groups,
+                     none,       options.training.resume, {}};
+  command.round = [](const torch::jit::Module&, const std::vector<Layer>& layers,
+                     const std::map<std::string, GroupGrid>& grids,
+                     const at::Tensor&) { return nearest_program(layers, grids); };
+  run_program(command, run, report);
+}
 
 void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Report& report) {
   const GroupOptions& groups = options.groups;
@@ -125,7 +141,8 @@ void quantize_weights(const QuantizeCommand& options, const RunOptions& run, Rep
     report.warnings.push_back(fmt::format(
         "every matrix counts as a linear layer, since it is no language model that can be run: {}", why));
   const DecoderConfig* config = language ? &*language : nullptr;
-  if (config == nullptr && groups.embedding_bits > 0) report.warnings.emplace_back(kTiedWarning);
+  if (config == nullptr && groups.embedding_bits > 0 && form_of(groups))
+    report.warnings.emplace_back(kTiedWarning);
   const PackedPlan plan = config != nullptr ? plan_language(*config, checkpoint, options, groups)
                                             : plan_matrices(checkpoint, options, groups);
   timed(report, "check weights", [&] { check_values(checkpoint, plan, groups); });

@@ -19,7 +19,7 @@ struct IntChannel {
 struct IntGroup {
   int bits = 4;
   at::Tensor codes;   // uint8 [rows, channels], 0 to 2^bits - 1
-  at::Tensor scale;   // float16 [rows, groups]
+  at::Tensor scale;   // float16 [rows, groups]; float32 where a file has numbers that float16 has not
   at::Tensor zero;    // uint8 [rows, groups]
   at::Tensor groups;  // int64 [channels], the group of each
 };

@@ -29,8 +29,7 @@ enum class PackedForm {
   kCompressedTensors,
   // Codes that are not packed, as compressed-tensors has them (int-quantized): .weight I8 [N, K], each code
   // less 2^(bits - 1), .weight_scale [N, groups], and where it is asymmetric .weight_zero_point I8 [N,
-  // groups],
-  // less as much.
+  // groups], less as much.
   kPlainCodes,
 };
 
@@ -72,6 +71,7 @@ std::string packed_refusal(PackedForm form, const PackedLayer& layer);
 
 using PackedTensors = std::map<std::string, at::Tensor>;  // by suffix
 
+// Of a weight whose scales are float16.
 PackedTensors pack_layer(PackedForm form, bool symmetric, const IntGroup& weight);
 
 // [N, K] of a layer whose tensors these are. Throws Error(65) where they do not say.
