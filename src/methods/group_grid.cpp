@@ -103,7 +103,7 @@ MCOMPRESS_WIDE void add_errors(const double* weights, const double* costs, int64
 MCOMPRESS_WIDE void encode(const double* weights, int64_t count, double scale, double zero, double largest,
                            uint8_t* codes) {
   for (int64_t i = 0; i < count; ++i)
-    codes[i] = static_cast<uint8_t>(std::min(std::max(rounded(weights[i] / scale) + zero, 0.0), largest));
+    codes[i] = static_cast<uint8_t>(std::min(std::max(0.0, rounded(weights[i] / scale) + zero), largest));
 }
 
 // Ranges narrowed step by step, each with the zero point of its low end and those beside

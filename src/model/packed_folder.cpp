@@ -26,13 +26,17 @@ DType kept_type(const Array& array, const PackedFolder& options) {
   return options.form && is_floating(array.dtype) ? DType::kF16 : array.dtype;
 }
 
+// Whether its plain weight is stored [inputs, outputs].
+bool is_transposed(const std::string& layer, const PackedFolder& options) {
+  return options.transposed && layer != options.head_name && !is_embedding(layer + ".weight");
+}
+
 // What is written of a layer.
 std::vector<PackedPart> parts_of(const PackedLayer& layer, const PackedFolder& options) {
   if (options.form) return packed_parts(*options.form, layer);
-  const bool transposed = options.transposed && layer.name != options.head_name;
   return {{".weight", DType::kF32,
-           transposed ? std::vector<int64_t>{layer.inputs, layer.outputs}
-                      : std::vector<int64_t>{layer.outputs, layer.inputs}}};
+           is_transposed(layer.name, options) ? std::vector<int64_t>{layer.inputs, layer.outputs}
+                                              : std::vector<int64_t>{layer.outputs, layer.inputs}}};
 }
 
 PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const PackedFolder& options) {
@@ -42,8 +46,9 @@ PackedTensors tensors_of(const std::string& layer, const IntGroup& weight, const
   if (options.form && embedding) return pack_layer(PackedForm::kPlainCodes, true, weight);
   if (options.form) return pack_layer(*options.form, options.symmetric, weight);
   const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
-  const bool transposed = options.transposed && layer != options.head_name;
-  return {{".weight", transposed ? values.t().contiguous() : values}};
+  if (!values.isfinite().all().item<bool>())
+    throw bad_data("layer '{}': its scales give values beyond float32; repair the model", layer);
+  return {{".weight", is_transposed(layer, options) ? values.t().contiguous() : values}};
 }
 
 // What becomes of the arrays of the source that are none to keep: the first one of a layer makes way for its

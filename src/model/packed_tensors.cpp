@@ -98,10 +98,12 @@ class Given {
   at::Tensor scales(const char* suffix) const {
     const at::Tensor given = matrix(suffix);
     if (!given.is_floating_point()) throw refuse(fmt::format("{} is of no floating type", suffix + 1));
-    const at::Tensor scales = given.to(at::kHalf);
-    if (!given.isfinite().all().item<bool>())
+    const at::Tensor wide = given.to(at::kFloat), scales = wide.to(at::kHalf);
+    if (!wide.isfinite().all().item<bool>())
       throw refuse(fmt::format("{} has NaN or infinite values", suffix + 1));
-    return scales.to(given.scalar_type()).equal(given) ? scales : given.to(at::kFloat);
+    if (wide.eq(0).logical_and(given.ne(0)).any().item<bool>())
+      throw refuse(fmt::format("{} has values that float32 has no number for", suffix + 1));
+    return scales.to(at::kFloat).equal(wide) ? scales : wide;
   }
 
   void expect(const char* suffix, const at::Tensor& tensor, int64_t rows, int64_t columns) const {

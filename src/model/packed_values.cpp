@@ -38,6 +38,7 @@ class Checker {
                        scheme_.group_size, (channels_ + size - 1) / size, channels_));
     const int64_t none = weight_.scale.eq(0).sum().item<int64_t>();
     if (none > 0) find(fmt::format("{} of its scales are 0", none));
+    if (!is_compressed_tensors(form_)) check_scales();
     if (is_compressed_tensors(form_) && scheme_.symmetric &&
         !weight_.zero.eq(1 << (weight_.bits - 1)).all().item<bool>())
       find("its zero points are not the middle, and quantization_config says symmetric");
@@ -59,6 +60,18 @@ class Checker {
     if (least < low || most > high)
       find(fmt::format("has codes or zero points from {} to {}, and {} bits are from {} to {}", least, most,
                        scheme_.bits, low, high));
+  }
+
+  // Readers of these forms have them in float16.
+  void check_scales() {
+    const at::Tensor halves = weight_.scale.to(at::kHalf);
+    const int64_t lost = halves.isfinite()
+                             .logical_not()
+                             .logical_or(halves.eq(0).logical_and(weight_.scale.ne(0)))
+                             .sum()
+                             .item<int64_t>();
+    if (lost > 0)
+      find(fmt::format("{} of its scales are infinite or 0 in float16, which readers take", lost));
   }
 
   void check_order(int64_t size) {

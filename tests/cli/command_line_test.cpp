@@ -73,13 +73,14 @@ TEST(Messages, OfFilesNameTheRemedy) {
        {"quantize " + mlp + " -o " + folder.path() + " --force", 73, "is a folder; name a file"},
        {"quantize " + mlp + to + " --report " + (folder / "old"), 73, "use --force"},
        {"quantize " + mlp + to + " --eval-data " + (folder / "no"), 66, "does not exist"},
-       {"quantize " + mlp + to + " --eval-data " + (folder / "empty"), 65, "is empty"},
+       {"quantize " + mlp + to + " --eval-data " + (folder / "empty"), 65,
+        "is empty; pass a file with samples"},
        {"quantize " + mlp + to + " --eval-data " + (folder / "old"), 65, "no data set that is known"},
        {"quantize " + mlp + to + " --eval-data " + folder.path(), 66, "has no 't10k-images-idx3-ubyte'"},
        {"quantize " + mlp + to + " --mean 1,2 --eval-data " + kFashion, 2, "has 1 channels"},
        {"evaluate " + shipped("fashion_cnn.pt") + " --eval-data " + mlp, 65, "is a zip, but no .npz"},
-       {"inspect " + (folder / "no"), 66, "No such file"},
-       {"inspect " + (folder / "empty"), 65, "is empty"},
+       {"inspect " + (folder / "no"), 66, "No such file or directory; check the path"},
+       {"inspect " + (folder / "empty"), 65, "is empty; download or export it again"},
        {"inspect " + folder.path(), 65, "no config.json"},
        {"evaluate " + (folder / "old") + " --eval-data " + kFashion, 65, "no model that is known"}});
 }

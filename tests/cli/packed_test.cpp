@@ -139,27 +139,59 @@ TEST_F(PackedFormats, KeepScalesThatFloat16HasNot) {
   const double exact = perplexity("wide");
   report_of(convert("wide", "dense", "--format dequantized"));
   EXPECT_NEAR(perplexity("dense"), exact, 1e-5 * exact);
-  expect_all({{convert("wide", "no", "--format gptq"), 2, "its scales are numbers that float16"}},
-             folder_ / "no");
+  expect_all({{convert("wide", "no", "--format gptq"), 2, "which rounds the scales"}}, folder_ / "no");
   const json report = report_of(convert("wide", "near", "--format gptq --allow-requantize"));
   EXPECT_EQ(report["layers"][0]["reason"], "its scales rounded to float16");
   EXPECT_NE(perplexity("near"), exact);
   EXPECT_NEAR(perplexity("near"), exact, 0.05 * exact);
-  set_scales(scales, 1e-9F);
-  expect_all(
-      {{convert("wide", "no", "--format gptq --allow-requantize"), 2, "nor any near them; use --format deq"}},
-      folder_ / "no");
+  // Nothing is near this one, so that values are rounded anew.
+  set_scales(scales, 4e-8F);
+  expect_all({{convert("wide", "no", "--format gptq"), 2, "has no number near for; or pass --allow-requant"}},
+             folder_ / "no");
+  const json anew = report_of(convert("wide", "anew", "--format gptq --allow-requantize"));
+  EXPECT_EQ(anew["layers"][0]["reason"], "rounded again, since the format has no place for its codes");
+  set_scales(scales, 1e38F);
+  expect_all({{convert("wide", "no", "--format dequantized"), 65, "values beyond float32"},
+              {convert("wide", "no", "--format gptq --allow-requantize"), 65, ""}},
+             folder_ / "no");
 }
 
 // Whose inputs are rounded too.
 TEST_F(PackedFormats, BecomePlainFromEightBitsARow) {
   report_of("quantize " + (folder_ / "model") + " -o " + (folder_ / "rows"));
   const json report = report_of(convert("rows", "dense", "--format dequantized"));
-  EXPECT_TRUE(contains(report["warnings"].dump(), "not rounded to 8 bits any more"));
+  EXPECT_TRUE(contains(report["warnings"].dump(), "layers of the input round their inputs to 8 bits"));
   EXPECT_FALSE(config_of("dense").contains("quantization_config"));
   EXPECT_NEAR(perplexity("dense"), perplexity("rows"), 0.02 * perplexity("rows"));
   expect_all({{convert("rows", "no", "--format gptq"), 2, "which --format gptq has no place for"}},
              folder_ / "no");
+}
+
+// GPT-2 stores its layers the other way around, and its embeddings as all do.
+TEST_F(PackedFormats, LeaveEmbeddingsOfGpt2AsTheyLie) {
+  config_ = {
+      {"model_type", "gpt2"}, {"vocab_size", 448}, {"n_embd", 16},       {"n_layer", 1},
+      {"n_head", 2},          {"n_positions", 64}, {"n_inner", nullptr}, {"tie_word_embeddings", false}};
+  tensors_.clear();
+  const std::string block = "transformer.h.0.";
+  const std::vector<std::tuple<std::string, size_t, size_t>> layers = {
+      {"attn.c_attn", 16, 48}, {"attn.c_proj", 16, 16}, {"mlp.c_fc", 16, 64}, {"mlp.c_proj", 64, 16}};
+  for (const auto& [layer, inputs, outputs] : layers) {
+    add(block + layer, {inputs, outputs}, 0.3F);
+    tensors_[block + layer + ".bias"] = {{outputs}, random_floats(outputs, 0.3F, outputs)};
+  }
+  for (const std::string& norm : {block + "ln_1", block + "ln_2", std::string("transformer.ln_f")}) {
+    add(norm, {16}, 1);
+    tensors_[norm + ".bias"] = {{16}, random_floats(16, 0.3F, 5)};
+  }
+  add("transformer.wte", {448, 16}, 1);
+  add("transformer.wpe", {64, 16}, 1);
+  add("lm_head", {448, 16}, 1);
+  write_model();
+  report_of("quantize " + (folder_ / "model") + " --embeddings -o " + (folder_ / "rows"));
+  report_of(convert("rows", "dense", "--format dequantized"));
+  EXPECT_NE(perplexity("rows"), perplexity("model"));
+  EXPECT_NEAR(perplexity("dense"), perplexity("rows"), 1e-5 * perplexity("rows"));
 }
 
 TEST_F(PackedFormats, AreRoundedAgainOnlyWhenAsked) {

@@ -152,6 +152,14 @@ TEST_F(Verify, FindsEveryPlantedFault) {
   // Tensors of one layer.
   expect_found(with(gptq, ".scales", [](auto& t) { set_half(t.bytes, 0x7E00); }), "NaN or infinite");
   expect_found(with(gptq, ".scales", [](auto& t) { set_half(t.bytes, 0); }), "1 of its scales are 0");
+  expect_found(with(gptq, ".scales",
+                    [](auto& t) {
+                      const std::string tiny("\x5F\x70\x89\x30", 4);  // 1e-9
+                      t.dtype = "F32";
+                      t.bytes.clear();
+                      for (int i = 0; i < t.shape[0] * t.shape[1]; ++i) t.bytes += tiny;
+                    }),
+               "of its scales are infinite or 0 in float16");
   expect_found(with(gptq, ".g_idx", [](auto& t) { set_word(t.bytes, 0, 77); }),
                "a group outside the 3 of scales");
   expect_found(

@@ -19,14 +19,23 @@ namespace mcompress::cli {
 
 namespace {
 
+// Whether scales are numbers of float16, in which packed forms are written, or near ones.
+enum class Scales { kFloat16, kNear, kFar };
+
+Scales kind_of_scales(const at::Tensor& scale) {
+  if (scale.scalar_type() == at::kHalf) return Scales::kFloat16;
+  constexpr double kStep = 0x1p-10;  // of float16, but for its smallest numbers
+  const at::Tensor off = (scale.to(at::kHalf).to(at::kFloat) - scale).abs();
+  return off.le(scale.abs() * kStep).all().item<bool>() ? Scales::kNear : Scales::kFar;
+}
+
 // How a layer's codes lie, as another form must hold them.
 struct Stored {
   PackedLayer layer;
   bool in_order = true;                // groups are neighbours of one size
   uint64_t bytes = 0;                  // in the source
   std::optional<GroupGrid> anew = {};  // on which its values are rounded, where the codes cannot stay
-  // Some of its scales are numbers that float16 has not, and whether it has some near all of them.
-  bool wide_scales = false, near_scales = true;
+  Scales scales = Scales::kFloat16;
 };
 
 Stored describe(PackedForm source, const std::string& name, const IntGroup& weight) {
@@ -46,11 +55,7 @@ Stored describe(PackedForm source, const std::string& name, const IntGroup& weig
                   groups == 1 ? -1 : size,
                   weight.zero.eq(1 << (weight.bits - 1)).all().item<bool>(),
                   is_compressed_tensors(source) && is_embedding(name + ".weight")};
-  stored.bytes = packed_bytes(source, stored.layer);
-  const at::Tensor halves = weight.scale.to(at::kHalf);
-  stored.wide_scales = weight.scale.scalar_type() != at::kHalf;
-  stored.near_scales =
-      halves.isfinite().logical_and(halves.ne(0).logical_or(weight.scale.eq(0))).all().item<bool>();
+  stored.scales = kind_of_scales(weight.scale);
   return stored;
 }
 
@@ -70,15 +75,11 @@ std::string refusal_of(PackedForm form, const Stored& stored) {
   if (!stored.in_order && !is_gptq(form))
     return fmt::format("its groups are in the order of act-order (g_idx), which --format {} has no place for",
                        name_of(form));
+  if (stored.scales == Scales::kFar)
+    return fmt::format("it has scales that float16, in which --format {} has them, has no number near for",
+                       name_of(form));
   const std::string obstacle = packed_obstacle(form, layer.outputs, layer.inputs);
   return obstacle.empty() ? packed_refusal(form, layer) : obstacle;
-}
-
-// Why its scales cannot.
-std::string refusal_of_scales(PackedForm form, const Stored& stored) {
-  if (!stored.wide_scales) return "";
-  return fmt::format("its scales are numbers that float16, in which --format {} has them, has not",
-                     name_of(form));
 }
 
 // Codes of a width that the form lacks are codes of the next one, zero points with them.
@@ -108,8 +109,15 @@ void round_anew(PackedForm form, Stored& stored) {
 // The layer as it is written.
 IntGroup converted(const Stored& stored, const PackedReader& reader, bool packs) {
   IntGroup weight = reader.read(stored.layer.name);
-  if (stored.anew) return round_to_groups(dequantize_rows(weight, 0, weight.codes.size(0)), *stored.anew);
-  if (packs && stored.wide_scales) weight.scale = weight.scale.to(at::kHalf);
+  if (stored.anew) {
+    const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
+    try {
+      return round_to_groups(values, *stored.anew);
+    } catch (const Error& failure) {
+      throw error(failure.code(), "layer '{}': {}", stored.layer.name, failure.what());
+    }
+  }
+  if (packs && stored.scales == Scales::kNear) weight.scale = weight.scale.to(at::kHalf);
   return weight.bits < stored.layer.bits ? widened(weight, stored.layer.bits) : weight;
 }
 
@@ -151,6 +159,11 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
     const Stored& stored = plan.layers.back();
     symmetric = symmetric && (stored.layer.symmetric || stored.layer.embedding);
   }
+  std::map<std::string, uint64_t> bytes;
+  for (const Array& array : checkpoint.arrays) {
+    if (reader.is_part(array.name)) bytes[array.name.substr(0, array.name.rfind('.'))] += array.bytes.size();
+  }
+  for (Stored& stored : plan.layers) stored.bytes = bytes[stored.layer.name];
   unite_sizes(plan.layers);
   PackedFolder& folder = plan.folder;
   folder.form = form_of(options.format, symmetric);
@@ -161,19 +174,19 @@ Plan plan_conversion(const CheckpointFiles& checkpoint, const PackedReader& read
   for (Stored& stored : plan.layers) {
     if (!stored.layer.embedding) stored.layer.symmetric = symmetric;
     if (folder.form) widen(*folder.form, stored.layer);
-    std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
+    const std::string refusal = folder.form ? refusal_of(*folder.form, stored) : "";
     if (!refusal.empty() && options.allow_requantize) round_anew(*folder.form, stored);
-    if (refusal.empty() && folder.form) {
-      refusal = refusal_of_scales(*folder.form, stored);
-      if (!refusal.empty() && !stored.near_scales)
-        throw error(Exit::kUsage, "layer '{}': {}, nor any near them; use --format dequantized",
-                    stored.layer.name, refusal);
-    }
     folder.layers.push_back(stored.layer);
     folder.act_order = folder.act_order || !stored.in_order;
-    if (!refusal.empty() && !options.allow_requantize)
-      throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds them again",
+    if (options.allow_requantize || !folder.form) continue;
+    if (!refusal.empty())
+      throw error(Exit::kUsage, "layer '{}': {}; or pass --allow-requantize, which rounds its values again",
                   stored.layer.name, refusal);
+    if (stored.scales == Scales::kNear)
+      throw error(Exit::kUsage,
+                  "layer '{}': it has scales that float16, in which --format {} has them, has no number for; "
+                  "use --format dequantized, or pass --allow-requantize, which rounds the scales",
+                  stored.layer.name, name_of(*folder.form));
   }
   // Linear layers that are not packed must be named.
   for (const Array& array : checkpoint.arrays) {
@@ -194,7 +207,9 @@ void check_rounded_inputs(const ConvertCommand& options, Report& report) {
                 "layers of '{}' round their inputs to 8 bits, which --format {} has no place for; use "
                 "--format dequantized, which leaves that out",
                 options.model, options.format);
-  report.warnings.emplace_back("inputs of layers are not rounded to 8 bits any more");
+  report.warnings.emplace_back(
+      "layers of the input round their inputs to 8 bits, which those of the output do not, so that it may "
+      "compute slightly better");
 }
 
 void convert(const ConvertCommand& options, const RunOptions& run, Report& report) {
@@ -237,7 +252,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
     record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
     if (stored.anew) {
       record.reason = "rounded again, since the format has no place for its codes";
-    } else if (stored.wide_scales && plan.folder.form) {
+    } else if (stored.scales == Scales::kNear && plan.folder.form) {
       record.reason = "its scales rounded to float16";
     }
     record.parameters = stored.layer.outputs * stored.layer.inputs;
@@ -280,12 +295,14 @@ Command convert_command() {
     app.add_option("--type", options->type, "Of the matrices of a GGUF file; norms and biases are F32")
         ->check(CLI::IsMember(gguf_type_names()));
     app.add_flag("--allow-requantize", options->allow_requantize,
-                 "Round the values of layers again whose codes the format has no place for");
+                 "Round the values of layers again whose codes the format has no place for, and scales to "
+                 "float16");
     add_shard_option(app, options->shard_bytes);
   };
   const auto run = [options](const RunOptions& r, Report& report) { convert(*options, r, report); };
-  return {"convert", "Give a model another format: the codes of packed weights exactly, or GGUF", add_options,
-          run};
+  return {"convert",
+          "Give a model another format: the codes of packed weights exactly, plain values, or GGUF",
+          add_options, run};
 }
 
 }  // namespace mcompress::cli

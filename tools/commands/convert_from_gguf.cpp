@@ -48,7 +48,7 @@ void convert_from_gguf(const ConvertCommand& options, const RunOptions& run, Rep
     if (place.shape.size() < 2) continue;
     LayerRecord record;
     record.name = place.source.substr(0, place.source.rfind('.'));
-    record.kind = place.name == "token_embd.weight" ? "embedding" : "linear";
+    record.kind = place.name.ends_with("_embd.weight") ? "embedding" : "linear";
     record.decision = "float32";
     record.parameters = place.shape[0] * place.shape[1];
     record.bytes_before = find_tensor(gguf, place.name)->bytes.size();

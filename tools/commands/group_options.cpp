@@ -35,10 +35,10 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
   app.add_flag("--lm-head", options.head, "Round the output layer too, where it is not the embedding")
       ->group(group);
   add("--format", options.format,
-      "Folder of packed weights. gptq: as GPTQModel, transformers and vLLM read it (with --asym gptq_v2); "
+      "What to write of a folder. gptq: as GPTQModel, transformers and vLLM read it (with --asym gptq_v2); "
       "awq: as AutoAWQ, transformers and vLLM do; compressed-tensors: as transformers and vLLM do; "
       "safetensors: each code in a byte, with scales and zero points beside it; dequantized: a plain folder "
-      "with the values that the codes stand for. TorchScript stays that (torchscript)")
+      "with the values that the codes stand for. Of TorchScript: torchscript")
       ->check(CLI::IsMember(
           {"gptq", "awq", "compressed-tensors", "safetensors", "dequantized", kTorchScriptFormat}));
   add_shard_option(app, options.shard_bytes)->group(group);

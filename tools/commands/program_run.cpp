@@ -34,7 +34,7 @@ void check_options(const ProgramRun& command) {
 }
 
 std::string obstacle_of(const Layer& layer) {
-  if (layer.kind == LayerKind::kEmbedding) return "an embedding, whose inputs are no numbers to make up for";
+  if (layer.kind == LayerKind::kEmbedding) return "an embedding, which is left alone in programs";
   if (layer.kind == LayerKind::kConv1d) return "a convolution over one dimension";
   const std::string obstacle = obstacle_to_open(layer);
   if (!obstacle.empty()) return obstacle;

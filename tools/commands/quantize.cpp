@@ -152,9 +152,8 @@ Command quantize_command() {
            "--mode", options->mode,
            "dynamic: weights are narrowed, activations when they come; static: activations too, on grids "
            "chosen by calibration; qat: the same, after training with rounded weights and activations; "
-           "weight-only: the weights of a folder's linear layers, or of a program's and its convolutions', "
-           "are "
-           "rounded to nearest in groups, without data")
+           "weight-only: weights of linear layers of a folder, or of those and convolutions of TorchScript, "
+           "are rounded to nearest in groups, without data")
         ->check(CLI::IsMember({"dynamic", "static", "qat", "weight-only"}));
     app.add_option("--dtype", options->dtype, "Type of the stored weights")
         ->check(CLI::IsMember({"int8", "float16", "bfloat16"}));

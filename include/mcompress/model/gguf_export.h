@@ -15,7 +15,8 @@ namespace mcompress {
 struct GgufPlace {
   std::string source, name;    // with ".weight"; no source where the values follow from the configuration
   std::vector<int64_t> shape;  // of matrices [outputs, inputs]
-  // Of q and k of the llama architecture, whose rows llama.cpp has in another order: heads; else 0.
+  // Of q and k of architectures that rotate neighbours, whose rows llama.cpp has in another order: heads;
+  // else 0.
   int64_t heads = 0;
   bool transposed = false;  // the folder has it [inputs, outputs]
 };

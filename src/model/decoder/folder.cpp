@@ -73,7 +73,8 @@ class FolderSource : public WeightSource {
       throw error(failure.code(), "'{}': {}", path, failure.what());
     }
     for (const auto& [layer, sizes] : packed_->layers()) {
-      const bool transposed = config.transposed && layer != config.names.head;
+      const bool transposed =
+          config.transposed && layer != config.names.head && !is_embedding(layer + ".weight");
       places_[layer + ".weight"] = {layer, transposed};
       shapes_[layer + ".weight"] =
           transposed ? Shape{sizes.second, sizes.first} : Shape{sizes.first, sizes.second};

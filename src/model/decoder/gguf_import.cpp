@@ -56,13 +56,15 @@ ordered_json rope_json(const Rope& rope) {
               {"beta_fast", rope.beta_fast},
               {"beta_slow", rope.beta_slow},
               {"original_max_position_embeddings", rope.original_positions}};
-    case RopeScaling::kLongrope:
-      return {{"rope_type", "longrope"},
-              {"short_factor", rope.divisors},
-              {"long_factor", rope.long_divisors},
-              {"attention_factor", rope.attention_factor}};
+    case RopeScaling::kLongrope:  // transformers 4 takes these keys and no others
+      return {{"type", "longrope"}, {"short_factor", rope.divisors}, {"long_factor", rope.long_divisors}};
     default: return nullptr;
   }
+}
+
+Error cannot_be_written(const std::string& what) {
+  return bad_data("{} cannot be written as a Hugging Face folder yet; evaluate takes the GGUF file as it is",
+                  what);
 }
 
 // How an architecture of GGUF is called in a folder, and the keys of its config.json beside those of all.
@@ -105,6 +107,9 @@ void add_gemma3(const DecoderConfig& config, ordered_json& json) {
 void add_no_padding(ordered_json& json) { json["pad_token_id"] = nullptr; }
 
 void add_phi3(const DecoderConfig& config, ordered_json& json) {
+  const bool known =
+      config.rope.scaling == RopeScaling::kNone || config.rope.scaling == RopeScaling::kLongrope;
+  if (!known) throw cannot_be_written("a phi3 model with positions that are rotated in this way");
   json["sliding_window"] = count_or_null(config.windows[0]);
   if (config.rotated_width != config.head_width)
     json["partial_rotary_factor"] =
@@ -138,10 +143,6 @@ const Imported& imported(const DecoderConfig& config) {
   throw error(Exit::kInternal, "internal error: no folder is known for a {} model", config.model_type);
 }
 
-Error cannot_be_written(const std::string& what) {
-  return bad_data("{} cannot be written as a Hugging Face folder yet", what);
-}
-
 // With the numbers that a file's divisors of frequencies follow from.
 DecoderConfig with_rope_by_numbers(DecoderConfig config) {
   if (config.rope.divisors.empty() || config.rope.scaling == RopeScaling::kLongrope) return config;
@@ -152,15 +153,18 @@ DecoderConfig with_rope_by_numbers(DecoderConfig config) {
   return config;
 }
 
+// Files hold the factor of attention in float32, and folders what it follows from.
 bool same_rope(const Rope& a, const Rope& b) {
   const auto numbers = [](const Rope& rope) {
     const bool scaled = rope.scaling != RopeScaling::kNone && rope.scaling != RopeScaling::kLinear,
                yarn = rope.scaling == RopeScaling::kYarn;
-    return std::tuple(rope.theta, rope.scaling, rope.factor, rope.attention_factor,
-                      scaled ? rope.original_positions : 0, yarn ? rope.beta_fast : 0,
-                      yarn ? rope.beta_slow : 0);
+    return std::tuple(rope.theta, rope.scaling, rope.factor, scaled ? rope.original_positions : 0,
+                      yarn ? rope.beta_fast : 0, yarn ? rope.beta_slow : 0);
   };
-  return numbers(a) == numbers(b) && a.divisors == b.divisors && a.long_divisors == b.long_divisors;
+  constexpr double kNear = 1e-6;
+  return numbers(a) == numbers(b) &&
+         std::abs(a.attention_factor - b.attention_factor) < kNear * a.attention_factor &&
+         a.divisors == b.divisors && a.long_divisors == b.long_divisors;
 }
 
 // Throws for what a config.json of the architecture cannot say.
@@ -245,7 +249,7 @@ void write_folder(const Decoder& gguf, const DecoderConfig& config, const Folder
     // Files have what norms multiply by.
     if (config.norm == NormKind::kOffsetRms && values.dim() == 1) values = values - 1;
     if (!values.isfinite().all().item<bool>())
-      throw bad_data("tensor '{}' holds NaN or infinity", place.name);
+      throw bad_data("tensor '{}' holds NaN or infinity; repair the model", place.name);
     out.write(place.source, 0, values.contiguous());
   }
   out.commit();
