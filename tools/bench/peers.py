@@ -11,6 +11,7 @@ TORCH = "torch==2.13.0"
 PACKAGES = {
     "GPTQModel": [["setuptools", "wheel", "numpy"], ["--no-build-isolation", "gptqmodel==7.6.0", "optimum"]],
     "llm-compressor": [["llmcompressor==0.14.0.1"]],
+    "auto-round": [["auto-round==0.16.1"]],
 }
 
 # Each peer has two steps: the timed one rounds and writes its own format, the other makes float weights of it by its own code.
@@ -59,6 +60,31 @@ for name, module in model.named_modules():
 torch.save(tensors, dense)
 """
 
+# Without its optimization of scales on text, for RTN. It starts processes that read the script again.
+AUTOROUND = """
+import sys, torch
+from auto_round import AutoRound
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    folder, _, out, _, bits, group_size = sys.argv[1:]
+    args = dict(bits=int(bits), group_size=int(group_size), sym=True, iters=0, disable_opt_rtn=True, device_map="cpu")
+    AutoRound(folder, scheme="W4A16", **args).quantize_and_save(out, format="auto_round")
+"""
+AUTOROUND_DENSE = """
+import glob, os, sys, torch
+from transformers import AutoModelForCausalLM
+packed, dense = sys.argv[1:3]
+if not os.path.exists(packed + "/config.json"):
+    packed = os.path.dirname(glob.glob(packed + "/*/config.json")[0])
+model = AutoModelForCausalLM.from_pretrained(packed, device_map="cpu", dtype=torch.float32)
+tensors = {name: value.float() for name, value in model.state_dict().items() if name.endswith("norm.weight")}
+with torch.no_grad():
+    for name, module in model.named_modules():
+        if hasattr(module, "qweight"):
+            tensors[name + ".weight"] = module(torch.eye(module.infeatures)).t().float().contiguous()
+torch.save(tensors, dense)
+"""
+
 LLMCOMPRESSOR = START + """
 torch.Tensor.pin_memory = lambda self, *_: self  # AWQ pins what it caches, which fails without an accelerator
 from datasets import Dataset
@@ -90,7 +116,8 @@ def of_llmcompressor(recipe, symmetric=True):
 
 # By method and name: its environment and its two steps.
 PEERS = {
-    "RTN": {"llm-compressor": of_llmcompressor("[QuantizationModifier(**scheme)]")},
+    "RTN": {"llm-compressor": of_llmcompressor("[QuantizationModifier(**scheme)]"),
+            "auto-round": ("auto-round", AUTOROUND, AUTOROUND_DENSE)},
     "GPTQ": {"GPTQModel": ("GPTQModel", GPTQMODEL, GPTQMODEL_DENSE), "llm-compressor": of_llmcompressor("[GPTQModifier(**scheme)]")},
     "AWQ": {"GPTQModel": ("GPTQModel", GPTQMODEL_AWQ, GPTQMODEL_DENSE),
             "llm-compressor": of_llmcompressor("[AWQModifier(), QuantizationModifier(**scheme)]", False)},
@@ -168,7 +195,7 @@ def add_arguments(parser, root):
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--nsamples", type=int, default=128)
-    parser.add_argument("--peers", default="GPTQModel,llm-compressor", help="names with commas between, or nothing")
+    parser.add_argument("--peers", default="GPTQModel,llm-compressor,auto-round", help="names with commas between, or nothing")
     parser.add_argument("--scratch", help="folder for what is written on the way")
 
 
