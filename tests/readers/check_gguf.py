@@ -6,7 +6,7 @@
 Tiny random models are written in every type. The gguf package unpacks the values that mcompress reads back, bit for bit;
 transformers reads the file (gguf_file=) and the folder, and has the logits of both. Files of all architectures, and the
 folders that are made of them again, have the perplexity of the folder that they come from, in transformers too where it
-knows the files.
+knows the files, and in llama.cpp, which rounds the inputs of quantized layers to 8 bits.
 """
 import json
 import os
@@ -21,6 +21,7 @@ warnings.filterwarnings("ignore")
 
 import numpy as np
 import torch
+import llama_cpp
 from gguf import GGUFReader, dequantize
 from random_models import make_model
 from safetensors.torch import load_file
@@ -30,6 +31,8 @@ BINARY = str(Path(sys.argv[1]).resolve())
 KINDS = {"llama": {}, "qwen2": {}, "qwen3": dict(head_dim=128)}
 # What transformers' GGUF reader makes of a value is float32.
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]
+# llama.cpp has no windows of phi3, of which convert warns.
+WITHOUT_WINDOW = "llama.cpp lets tokens of phi3 models attend to all before them"
 # Whether transformers reads all of the file, or has its own idea of windows, caps and rotations.
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 OTHERS = [("gpt2", dict(max_position_embeddings=1024), True), ("gemma", {}, False), ("gemma2_window", {}, False),
@@ -75,11 +78,16 @@ def check_others(scratch):
         np.save(ids, np.random.default_rng(3).integers(2, vocabulary, WINDOWS * LENGTH).astype(np.int32))
         exact = perplexity(folder, ids)
         for type_name, most in (("F32", 1e-5), ("Q8_0", 0.05)):
-            run("convert", folder, "--format", "gguf", "--type", type_name, "-o", scratch / "other.gguf", "--force", "-q")
+            report = json.loads(run("convert", folder, "--format", "gguf", "--type", type_name, "-o", scratch / "other.gguf", "--force", "-q", "--report", "-"))
             ours = perplexity(scratch / "other.gguf", ids)
             theirs = their_perplexity(scratch, ids, gguf_file="other.gguf", pad_token_id=0) if known else ours
             print(f"{kind} {type_name}: perplexity {exact:.4f}, of the file {ours:.4f}" + (f", in transformers {theirs:.4f}" if known else ""), flush=True)
             assert abs(ours / exact - 1) < most and abs(theirs / ours - 1) < 1e-4, (exact, ours, theirs)
+            theirs = llama_cpp.perplexity(llama_cpp.open_model(scratch / "other.gguf"), np.load(ids).reshape(-1, LENGTH))
+            print(f"{kind} {type_name}: in llama.cpp {theirs:.4f}, {theirs / ours - 1:.1e} off", flush=True)
+            windowed = kind.startswith("phi3") and bool(json.loads((folder / "config.json").read_text())["sliding_window"])
+            assert any(WITHOUT_WINDOW in warning for warning in report["warnings"]) == windowed, report["warnings"]
+            assert windowed or abs(theirs / ours - 1) < {"F32": 1e-4, "Q8_0": 3e-3}[type_name], (ours, theirs)
             run("convert", scratch / "other.gguf", "--format", "dequantized", "-o", scratch / "folder", "--force", "-q")
             again, theirs = perplexity(scratch / "folder", ids), their_perplexity(scratch / "folder", ids)
             print(f"{kind} {type_name}: perplexity of the folder {again:.4f}, in transformers {theirs:.4f}", flush=True)
@@ -143,6 +151,7 @@ def main():
             tokens = AutoTokenizer.from_pretrained(scratch / kind)(TEXT).input_ids
             assert AutoTokenizer.from_pretrained(scratch / "back")(TEXT).input_ids == tokens
             assert AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf")(TEXT).input_ids == tokens
+            assert llama_cpp.tokens(llama_cpp.open_model(scratch / "model.gguf"), TEXT) == tokens
 
 
 if __name__ == "__main__":

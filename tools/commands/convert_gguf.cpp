@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 #include <map>
 
@@ -46,6 +47,16 @@ GgufType type_for(const GgufPlace& place, GgufType wanted, bool tied, std::strin
   return columns % block_of(GgufType::kQ8_0).values == 0 ? GgufType::kQ8_0 : GgufType::kF16;
 }
 
+// llama.cpp knows the window of phi3 models, and does not use it.
+void warn_of_window(const DecoderConfig& config, Report& report) {
+  const int64_t window = *std::max_element(config.windows.begin(), config.windows.end());
+  if (config.model_type == "phi3" && window > 0 && window < config.positions)
+    report.warnings.push_back(
+        fmt::format("llama.cpp lets tokens of phi3 models attend to all before them, and not to the last {} "
+                    "only; texts of up to {} tokens are computed alike",
+                    window, window));
+}
+
 }  // namespace
 
 std::vector<std::string> gguf_type_names() {
@@ -62,6 +73,7 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
   BackgroundHash hash(options.model);
   const Decoder model = timed(report, "load", [&] { return Decoder(options.model, at::kFloat); });
   const DecoderConfig& config = model.config();
+  warn_of_window(config, report);
   load_tokenizer(options.model);  // which says what is wrong with it
   const NamedType wanted = types().at(options.type);
   auto metadata =
