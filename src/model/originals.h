@@ -17,8 +17,9 @@ class Originals {
   // of its rows and columns, as AWQ does. Throws Error(65) where there is no such weight.
   double sqnr_of(const std::string& layer, const IntGroup& rounded) const;
 
-  // What rounding to nearest gives is 6 dB a bit less some; so much no rounding would lose.
-  static double least_sqnr(int bits) { return 6.0 * bits - 14; }
+  // What rounding to nearest gives is 6 dB a bit less some, more where a row has one scale; so much no
+  // rounding would lose.
+  static double least_sqnr(int bits, int64_t groups) { return 6.0 * bits - (groups > 1 ? 14 : 20); }
 
  private:
   CheckpointFiles files_;

@@ -1,6 +1,7 @@
 #include "packed_values.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -39,6 +40,9 @@ class Checker {
     const int64_t none = weight_.scale.eq(0).sum().item<int64_t>();
     if (none > 0) find(fmt::format("{} of its scales are 0", none));
     if (!is_compressed_tensors(form_)) check_scales();
+    const double largest = weight_.scale.abs().max().item<double>();
+    if (largest * ((1 << weight_.bits) - 1) > std::numeric_limits<float>::max())
+      find(fmt::format("its scales up to {:.3g} give values beyond float32", largest));
     if (is_compressed_tensors(form_) && scheme_.symmetric &&
         !weight_.zero.eq(1 << (weight_.bits - 1)).all().item<bool>())
       find("its zero points are not the middle, and quantization_config says symmetric");

@@ -67,18 +67,18 @@ class Verifier {
     check_second_config();
     try {
       const FolderQuantization read = read_quantization(folder_);
-      if (!read.form) return std::nullopt;
-      if (!guessed && read.form == PackedForm::kPlainCodes && has_plain_codes()) guessed = read.form;
+      // Layers that round their inputs have plain codes too.
+      const PackedForm form = read.form.value_or(PackedForm::kPlainCodes);
+      if (!guessed && form == PackedForm::kPlainCodes && has_plain_codes()) guessed = form;
       if (!guessed)
         find("config.json",
              fmt::format("quantization_config tells of {}, and no layer is packed", read.text));
-      const bool same = guessed && (name_of(*guessed) == std::string(name_of(*read.form)));
+      const bool same = guessed && (name_of(*guessed) == std::string(name_of(form)));
       if (guessed && !same)
         find("config.json", fmt::format("quantization_config tells of {}, and the tensors are those of {}",
-                                        name_of(*read.form), name_of(*guessed)));
-      for (Finding& finding : check_keys(*read.form, quantization_))
-        result_.findings.push_back(std::move(finding));
-      return same ? read.form : std::nullopt;
+                                        name_of(form), name_of(*guessed)));
+      for (Finding& finding : check_keys(form, quantization_)) result_.findings.push_back(std::move(finding));
+      return same ? std::optional(form) : std::nullopt;
     } catch (const Error& failure) {
       find("config.json", failure.what());
       return std::nullopt;
@@ -223,7 +223,8 @@ class Verifier {
 
   void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
     const int bits = code_width(weight);
-    const double sqnr = originals.sqnr_of(name, weight), least = Originals::least_sqnr(bits);
+    const double sqnr = originals.sqnr_of(name, weight),
+                 least = Originals::least_sqnr(bits, weight.scale.size(1));
     result_.layers.push_back({name, sqnr});
     if (sqnr < least)
       find(name, fmt::format(

@@ -434,7 +434,14 @@ TEST(NearestProgram, RoundsLayersWithoutData) {
     EXPECT_GT(layer["max_error"].get<double>(), error);
     error = layer["max_error"];
   }
-  report_of(nearest("fashion_cnn.pt", "--group-size -1 --format torchscript --layer-config .*=bits:3"));
+  const std::string cnn = nearest("fashion_cnn.pt", "--group-size -1 --format torchscript");
+  const json plan = report_of(cnn + " --dry-run"), made = report_of(cnn);
+  EXPECT_TRUE(contains(run_mcompress(cnn + " --dry-run").out,
+                       "predicted output: " + made["output"]["bytes"].dump() + " bytes"));
+  EXPECT_EQ(plan["layers"][0]["decision"], "int4");
+  EXPECT_EQ(plan["layers"][0]["bytes_after"], made["layers"][0]["bytes_after"]);
+  EXPECT_TRUE(plan["layers"][0]["sqnr_db"].is_null());
+  report_of(cnn + " --layer-config .*=bits:3");
   if (std::filesystem::exists(kFashionTest)) {
     const json report = report_of(
         nearest("fashion_mlp.pt", std::string("--group-size -1 --limit 2000 --eval-data ") + kFashion));

@@ -267,6 +267,21 @@ TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
         [](Tensors&, json& config) { config["quantization_config"]["ignore"] = {kLayer}; });
 }
 
+// Whose layers round their inputs too.
+TEST_F(Verify, LooksIntoRowsOfEightBits) {
+  const std::string rows = folder_ / "rows";
+  report_of("quantize " + (folder_ / "model") + " -o " + rows);
+  EXPECT_EQ(run_mcompress("verify " + rows + " --against " + (folder_ / "model")).out,
+            "nothing found; 14 packed layers\n");
+  const auto with_scale = [&](const std::string& value) {
+    return planted(rows, [&](Tensors& tensors, json&) {
+      tensors.all.at(kLayer + ".weight_scale").bytes.replace(0, 4, value);
+    });
+  };
+  expect_found(with_scale(std::string(4, '\0')), "1 of its scales are 0");
+  expect_found(with_scale("\x99\x76\x96\x7e"), "give values beyond float32");
+}
+
 TEST_F(Verify, TellsOfFilesAndInJson) {
   const std::string gptq = make("gptq", "--format gptq");
   const Outcome run = run_mcompress("verify " + gptq + " --json --against " + (folder_ / "model"));

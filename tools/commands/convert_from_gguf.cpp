@@ -12,14 +12,22 @@ namespace mcompress::cli {
 
 namespace {
 
-FolderTexts texts_of(const GgufFile& gguf, const std::string& path, const DecoderConfig& config) {
+FolderTexts texts_of(const GgufFile& gguf, const std::string& path, const DecoderConfig& config,
+                     Report& report) {
   FolderTexts texts = folder_tokenizer(gguf, path);
   nlohmann::ordered_json json = config_json(config);
   for (const auto& [key, of_gguf] :
        {std::pair("bos_token_id", "bos_token_id"), std::pair("eos_token_id", "eos_token_id"),
         std::pair("pad_token_id", "padding_token_id")}) {
-    const auto* id = find_value<int64_t>(gguf, std::string("tokenizer.ggml.") + of_gguf);
-    if (id != nullptr && *id >= 0 && *id < config.vocabulary) json[key] = *id;
+    const std::string name = std::string("tokenizer.ggml.") + of_gguf;
+    const auto* id = find_value<int64_t>(gguf, name);
+    if (id != nullptr && *id >= 0 && *id < config.vocabulary) {
+      json[key] = *id;
+    } else if (gguf.metadata.contains(name)) {
+      report.warnings.push_back(
+          fmt::format("key '{}' is no number from 0 to {}, and config.json goes without '{}'", name,
+                      config.vocabulary - 1, key));
+    }
   }
   texts["config.json"] = json.dump(2) + "\n";
   return texts;
@@ -43,7 +51,7 @@ void convert_from_gguf(const ConvertCommand& options, const RunOptions& run, Rep
   const MappedFile file(options.model);
   const GgufFile gguf = read_gguf(file.bytes(), options.model);
   const FolderTexts texts =
-      timed(report, "read tokenizer", [&] { return texts_of(gguf, options.model, model.config()); });
+      timed(report, "read tokenizer", [&] { return texts_of(gguf, options.model, model.config(), report); });
   for (const GgufPlace& place : gguf_places(config)) {
     if (place.shape.size() < 2) continue;
     LayerRecord record;

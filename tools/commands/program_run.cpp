@@ -4,6 +4,7 @@
 
 #include "language_run.h"
 #include "mcompress/base/output.h"
+#include "mcompress/methods/program_nearest.h"
 #include "mcompress/model/open_program.h"
 #include "mcompress/model/program.h"
 #include "models.h"
@@ -60,9 +61,15 @@ std::vector<Decision> plan_program(const std::vector<Layer>& layers, const Compr
   return plan;
 }
 
-// Losses are those on calibration data, where there is some.
+// Grids as they are, without the search that a plan needs not.
+std::map<std::string, GroupGrid> without_search(std::map<std::string, GroupGrid> grids) {
+  for (auto& [name, grid] : grids) grid.search = false;
+  return grids;
+}
+
+// Errors are those of what is made, and losses those on calibration data, where there is some.
 void add_records(const std::vector<Decision>& plan, const std::map<std::string, GroupGrid>& grids,
-                 const std::map<std::string, RoundedLayer>& rounded, Report& report) {
+                 const std::map<std::string, RoundedLayer>& rounded, bool dry_run, Report& report) {
   for (const Decision& decision : plan) {
     const auto found = rounded.find(decision.name);
     if (found == rounded.end()) {
@@ -74,8 +81,10 @@ void add_records(const std::vector<Decision>& plan, const std::map<std::string, 
     const uint64_t bytes = stored_bytes(layer.weight);
     LayerRecord record = record_of(decision, fmt::format("int{}", layer.weight.bits), bytes);
     record.parameters = layer.weight.codes.numel();
-    record.sqnr_db = layer.sqnr_db;
-    record.max_error = layer.max_error;
+    if (!dry_run) {
+      record.sqnr_db = layer.sqnr_db;
+      record.max_error = layer.max_error;
+    }
     if (report.calibration->samples > 0) record.rounding = rounding_of(layer, grid.group_size);
     report.calibration->weights += *record.parameters;
     report.calibration->bytes += bytes;
@@ -105,11 +114,7 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   report.calibration.emplace();
   report.calibration->path = calibration_options.calib_data;
   if (calibration) report.calibration->compute = "float32";
-  if (options.dry_run) {
-    for (const Decision& decision : plan) report.layers.push_back(record_of(decision, command.name, 0));
-    return finish_dry_run(run, report);
-  }
-  if (calibration) report.calibration->samples = calibration->size();
+  if (calibration && !options.dry_run) report.calibration->samples = calibration->size();
   if (calibration && calibration->size() < calibration_options.nsamples)
     report.warnings.push_back(fmt::format("'{}' has {} samples, and --nsamples asks for {}",
                                           calibration_options.calib_data, calibration->size(),
@@ -118,9 +123,12 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
   std::map<std::string, CompressedWeight> weights;
   std::vector<Layer> changed = layers;  // with new biases
   std::map<std::string, at::Tensor> others;
-  timed(report, command.name, [&] {
-    const at::Tensor batch = calibration ? calibration->batch(0, calibration->size()) : at::Tensor();
-    RoundedProgram result = command.round(program, layers, grids, batch);
+  // A plan's sizes are those of weights rounded to nearest.
+  timed(report, options.dry_run ? "plan" : command.name, [&] {
+    const at::Tensor batch =
+        calibration && !options.dry_run ? calibration->batch(0, calibration->size()) : at::Tensor();
+    RoundedProgram result = options.dry_run ? nearest_program(layers, without_search(grids))
+                                            : command.round(program, layers, grids, batch);
     for (RoundedLayer& layer : result.layers) {
       weights.emplace(layer.name, layer.weight);
       rounded[layer.name] = std::move(layer);
@@ -136,11 +144,12 @@ void run_program(const ProgramRun& command, const RunOptions& run, Report& repor
       decision.reason = "the calibration data does not reach it";
   }
   if (rounded.empty()) throw bad_data("the calibration data reaches no layer of '{}'", options.model);
-  add_records(plan, grids, rounded, report);
+  add_records(plan, grids, rounded, options.dry_run, report);
   const auto replaced =
       replace_tensors(replace_layers(program, changed, weights, Runtime::kPortable), others);
   const std::string serialized = timed(report, "serialize", [&] { return serialize_program(replaced); });
   report.predicted_bytes = count_program_bytes(serialized);
+  if (options.dry_run) return finish_dry_run(run, report);
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
   const auto reopened = write_reopened(options, run, serialized, report);
   report.output =

@@ -24,12 +24,26 @@ struct Options {
   bool json = false;
 };
 
+// Buffers may hold -infinity, as masks of attention do.
+void check_finite(const torch::jit::Module& program, Verification& result) {
+  const auto check = [&](const std::string& name, const at::Tensor& values, bool buffer) {
+    if (!values.defined() || !at::isFloatingType(values.scalar_type())) return;
+    const at::Tensor wrong =
+        buffer ? values.isnan().logical_or(values.isposinf()) : values.isfinite().logical_not();
+    const auto count = wrong.sum().item<int64_t>();
+    if (count > 0)
+      result.findings.push_back({name, fmt::format("has {} values that are NaN or infinite", count)});
+  };
+  for (const auto& parameter : program.named_parameters()) check(parameter.name, parameter.value, false);
+  for (const auto& buffer : program.named_buffers()) check(buffer.name, buffer.value, true);
+}
+
 // A file that is none of packed layers: whether it opens, and whether its numbers are finite.
 Verification verify_file(const std::string& path, ModelFormat format, bool trust_code) {
   Verification result;
   try {
     if (format == ModelFormat::kTorchScript) {
-      load_program(path, trust_code);
+      check_finite(load_program(path, trust_code), result);
     } else if (format == ModelFormat::kGguf) {
       const MappedFile file(path);
       read_gguf(file.bytes(), path);

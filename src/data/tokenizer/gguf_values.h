@@ -40,7 +40,9 @@ template <typename Value>
 const Value& value_of(const GgufFile& file, const std::string& key, const std::string& name) {
   const auto* value = find_value<Value>(file, "tokenizer.ggml." + key);
   if (value == nullptr)
-    throw bad_data("{}: the metadata has no tokenizer.ggml.{}, or of another type", name, key);
+    throw bad_data(
+        "{}: the metadata has no tokenizer.ggml.{}, or of another type; pass a file with its tokenizer", name,
+        key);
   return *value;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/ranges.h>
@@ -31,8 +32,10 @@ class GgufKeys {
     if (found == file_.metadata.end()) return std::nullopt;
     const auto* value = std::get_if<Value>(&found->second);
     if (value == nullptr)
-      throw bad_data("GGUF file '{}': key '{}.{}' has another type than it should", path_, architecture_,
-                     key);
+      throw bad_data("GGUF file '{}': key '{}.{}' is not {}", path_, architecture_, key,
+                     std::is_same_v<Value, int64_t>  ? "a whole number"
+                     : std::is_same_v<Value, double> ? "a number"
+                                                     : "a text");
     return *value;
   }
   int64_t count(const std::string& key, std::optional<int64_t> otherwise = {},
@@ -49,8 +52,10 @@ class GgufKeys {
   double number(const std::string& key, std::optional<double> otherwise = {}) const {
     const std::optional<double> value = find<double>(key);
     if (!value && otherwise) return *otherwise;
-    if (!value || !(*value > 0) || !std::isfinite(*value))
-      throw bad_data("GGUF file '{}': key '{}.{}' is missing or not above 0", path_, architecture_, key);
+    if (!value) throw bad_data("GGUF file '{}' lacks the key '{}.{}'", path_, architecture_, key);
+    if (!(*value > 0) || !std::isfinite(*value))
+      throw bad_data("GGUF file '{}': key '{}.{}' is {}, and should be a number above 0", path_,
+                     architecture_, key, *value);
     // The shortest decimal of the float32, as config.json has it: 1e-05 and not 9.99999974737875e-06.
     return std::strtod(fmt::format("{}", static_cast<float>(*value)).c_str(), nullptr);
   }
@@ -161,6 +166,10 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
       keys.count("rope.scaling.original_context_length", config.positions, kMostPositions);
   // As llama.cpp: a factor without a type scales linearly, and older files call it otherwise.
   const double factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0));
+  constexpr double kMostFactor = 1e6;
+  if (factor > kMostFactor)
+    throw bad_data("GGUF file '{}': key '{}.rope.scaling.factor' is {}, and should be {} at most", path,
+                   architecture.name, factor, kMostFactor);
   const std::string scaling = keys.find<std::string>("rope.scaling.type").value_or("linear");
   for (const char* key : {"rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor",
                           "rope.scaling.yarn_attn_factor"}) {
@@ -233,6 +242,9 @@ DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path)
   if (config.heads % config.kv_heads != 0)
     throw bad_data("GGUF file '{}': {} attention heads are not a multiple of {} key/value heads", path,
                    config.heads, config.kv_heads);
+  if (!keys.find<int64_t>("attention.key_length") && config.width % config.heads != 0)
+    throw bad_data("GGUF file '{}': {}.embedding_length {} is not a multiple of {} attention heads", path,
+                   architecture.name, config.width, config.heads);
   config.head_width = keys.count("attention.key_length", std::max<int64_t>(1, config.width / config.heads));
   config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_width));
   const GgufTensor* embedding = find_tensor(file, "token_embd.weight");
