@@ -49,6 +49,7 @@ def main():
         exact, sizes = embeddings(source, texts, tokenizer), []
         for options in ([], ["--embeddings"]):
             subprocess.run([binary, "quantize", source, "-o", folder + "/q", "-q", "--force", *options], check=True)
+            subprocess.run([binary, "verify", folder + "/q", "--against", source], check=True)
             cosine = (exact * embeddings(folder + "/q", texts, tokenizer)).sum(-1)
             sizes.append(Path(folder + "/q/model.safetensors").stat().st_size)
             print(f"{options}: mean cosine {cosine.mean():.5f}, lowest {cosine.min():.5f}, {sizes[-1]} bytes")
