@@ -7,9 +7,9 @@
 
 #include "awq_block.h"
 #include "decoder_run.h"
-#include "in_layer.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/awq.h"

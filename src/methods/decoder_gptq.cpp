@@ -7,8 +7,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "decoder_run.h"
-#include "in_layer.h"
 #include "mcompress/base/clock.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/process.h"
 #include "mcompress/base/progress.h"

@@ -8,8 +8,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "decoder_run.h"
-#include "in_layer.h"
 #include "mcompress/base/clock.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/model/decoder.h"
 

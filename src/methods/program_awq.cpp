@@ -4,9 +4,9 @@
 
 #include <ATen/ATen.h>
 
-#include "in_layer.h"
 #include "mcompress/base/clock.h"
 #include "mcompress/base/error.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/awq.h"

@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include "in_layer.h"
 #include "mcompress/base/clock.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/model/open_program.h"
 #include "program_inputs.h"

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "in_layer.h"
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 

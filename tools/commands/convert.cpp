@@ -7,6 +7,7 @@
 
 #include <ATen/ATen.h>
 
+#include "mcompress/base/in_layer.h"
 #include "mcompress/base/interrupt.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/methods/group_grid.h"
@@ -111,11 +112,7 @@ IntGroup converted(const Stored& stored, const PackedReader& reader, bool packs)
   IntGroup weight = reader.read(stored.layer.name);
   if (stored.anew) {
     const at::Tensor values = dequantize_rows(weight, 0, weight.codes.size(0));
-    try {
-      return round_to_groups(values, *stored.anew);
-    } catch (const Error& failure) {
-      throw error(failure.code(), "layer '{}': {}", stored.layer.name, failure.what());
-    }
+    return in_layer(stored.layer.name, [&] { return round_to_groups(values, *stored.anew); });
   }
   if (packs && stored.scales == Scales::kNear) weight.scale = weight.scale.to(at::kHalf);
   return weight.bits < stored.layer.bits ? widened(weight, stored.layer.bits) : weight;
@@ -212,6 +209,23 @@ void check_rounded_inputs(const ConvertCommand& options, Report& report) {
       "compute slightly better");
 }
 
+LayerRecord record_of(const Stored& stored, const std::optional<PackedForm>& form) {
+  LayerRecord record;
+  record.name = stored.layer.name;
+  record.kind = stored.layer.embedding ? "embedding" : "linear";
+  record.decision = form ? fmt::format("int{}", stored.layer.bits) : "float32";
+  if (stored.anew) {
+    record.reason = "rounded again, since the format has no place for its codes";
+  } else if (stored.scales == Scales::kNear && form) {
+    record.reason = "its scales rounded to float16";
+  }
+  record.parameters = stored.layer.outputs * stored.layer.inputs;
+  record.bytes_before = stored.bytes;
+  record.bytes_after =
+      form ? packed_bytes(*form, stored.layer) : 4 * static_cast<uint64_t>(*record.parameters);
+  return record;
+}
+
 void convert(const ConvertCommand& options, const RunOptions& run, Report& report) {
   if (options.output.empty() && !options.dry_run)
     throw error(Exit::kUsage, "convert needs -o/--output, or --dry-run");
@@ -245,22 +259,7 @@ void convert(const ConvertCommand& options, const RunOptions& run, Report& repor
   const Plan plan =
       timed(report, "plan", [&] { return plan_conversion(checkpoint, reader, source, options); });
   announce_folder(checkpoint, options.model, name_of(source), plan.folder, hash, report);
-  for (const Stored& stored : plan.layers) {
-    LayerRecord record;
-    record.name = stored.layer.name;
-    record.kind = stored.layer.embedding ? "embedding" : "linear";
-    record.decision = plan.folder.form ? fmt::format("int{}", stored.layer.bits) : "float32";
-    if (stored.anew) {
-      record.reason = "rounded again, since the format has no place for its codes";
-    } else if (stored.scales == Scales::kNear && plan.folder.form) {
-      record.reason = "its scales rounded to float16";
-    }
-    record.parameters = stored.layer.outputs * stored.layer.inputs;
-    record.bytes_before = stored.bytes;
-    record.bytes_after = plan.folder.form ? packed_bytes(*plan.folder.form, stored.layer)
-                                          : 4 * static_cast<uint64_t>(*record.parameters);
-    report.layers.push_back(std::move(record));
-  }
+  for (const Stored& stored : plan.layers) report.layers.push_back(record_of(stored, plan.folder.form));
   if (options.dry_run) return finish_dry_run(run, report);
   check_output(options.output, OutputKind::kFolder, run.force, run.inputs, *report.predicted_bytes);
   OutputFolder output(options.output, run.force);
