@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -120,7 +121,8 @@ ScaleSearch search_scales(const std::vector<at::Tensor>& weights, const std::vec
       const at::Tensor by_input = inputs.pow(power);
       const at::Tensor scale = centred(by_weight ? by_input / shares.pow(1 - power) : by_input);
       const double loss = loss_with(scale);
-      if (loss < search.plain_loss) search.found.push_back({scale, power, by_weight, loss});
+      search.found.push_back(
+          {scale, power, by_weight, std::isfinite(loss) ? loss : std::numeric_limits<double>::infinity()});
     }
   }
   std::stable_sort(search.found.begin(), search.found.end(),

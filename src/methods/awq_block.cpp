@@ -41,7 +41,8 @@ void AwqBlock::measure(DecoderBlock& exact, size_t stage) {
   for (const DecoderLayer& layer : stages_[stage]) {
     const auto grid = plan_.layers.find(layer.name);
     if (grid == plan_.layers.end()) continue;
-    weights_[layer.name] = model_.layer_weight(layer.name);
+    // Not where the file is mapped, whose pages are given back with the block.
+    weights_[layer.name] = model_.layer_weight(layer.name).clone();
     plain_losses_[layer.name] = nearest_loss(weights_[layer.name], grid->second, inputs_.back().hessian);
   }
 }
@@ -98,29 +99,28 @@ void AwqBlock::fold(size_t stage, RoundedBlock& result) {
   }
   const StageInputs& inputs = inputs_[stage];
   const ScaleSearch search = search_scales(weights, grids, inputs.hessian, inputs.mean, plan_.points);
-  fold.plain_loss = fold.loss = search.plain_loss;
-  const ChannelScale* best = choose(search, stage);
-  if (best != nullptr && apply(best->scale, fold.from, from, stage, result)) {
-    fold.made = true;
-    fold.loss = best->loss;
-    fold.power = best->power;
-    fold.by_weight = best->by_weight;
-  }
+  const Choice best = choose(search, stage);
+  fold.plain_loss = best.plain_loss;
+  fold.loss = best.loss;
+  fold.power = best.scale->power;
+  fold.by_weight = best.scale->by_weight;
+  fold.made = best.loss < best.plain_loss && apply(best.scale->scale, fold.from, from, stage, result);
   result.folds.push_back(std::move(fold));
 }
 
-// For a norm that several layers follow, by the block's output, of the best few.
-const ChannelScale* AwqBlock::choose(const ScaleSearch& search, size_t stage) const {
+// Behind a norm by the block's output, of the few that are best by H, where those lose less than none.
+AwqBlock::Choice AwqBlock::choose(const ScaleSearch& search, size_t stage) const {
   constexpr size_t kCompared = 3;
-  if (search.found.empty()) return nullptr;
-  if (stage == 1 || stage == 3) return search.found.data();
-  double least = output_error(stage, at::ones_like(search.found[0].scale));
-  const ChannelScale* best = nullptr;
-  for (size_t i = 0; i < std::min(kCompared, search.found.size()); ++i) {
+  const ChannelScale& first = search.found.at(0);
+  if (stage == 1 || stage == 3 || !(first.loss < search.plain_loss))
+    return {&first, first.loss, search.plain_loss};
+  Choice best{&first, output_error(stage, first.scale), output_error(stage, at::ones_like(first.scale))};
+  for (size_t i = 1; i < std::min(kCompared, search.found.size()); ++i) {
+    if (!(search.found[i].loss < search.plain_loss)) break;
     const double error = output_error(stage, search.found[i].scale);
-    if (error < least) {
-      least = error;
-      best = &search.found[i];
+    if (error < best.loss) {
+      best.scale = &search.found[i];
+      best.loss = error;
     }
   }
   return best;

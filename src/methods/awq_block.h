@@ -45,7 +45,11 @@ class AwqBlock {
   bool rounds_all(const Stage& stage) const;
   const DecoderLayer* giver(size_t stage) const;
   void fold(size_t stage, RoundedBlock& result);
-  const ChannelScale* choose(const ScaleSearch& search, size_t stage) const;
+  struct Choice {
+    const ChannelScale* scale = nullptr;
+    double loss = 0, plain_loss = 0;
+  };
+  Choice choose(const ScaleSearch& search, size_t stage) const;
   double output_error(size_t stage, const at::Tensor& scale) const;
   bool apply(at::Tensor scale, const std::string& name, const DecoderLayer* from, size_t stage,
              RoundedBlock& result);

@@ -120,10 +120,13 @@ class ProgramAwq {
     const ScaleSearch search = in_layer(fold.layers[0], [&] {
       return search_scales(weights, grids, inputs.hessian, inputs.mean, plan_.points);
     });
-    fold.plain_loss = fold.loss = search.plain_loss;
+    const ChannelScale& best = search.found.at(0);
+    fold.plain_loss = search.plain_loss;
+    fold.loss = best.loss;
+    fold.power = best.power;
+    fold.by_weight = best.by_weight;
     at::Tensor scale;
-    if (!search.found.empty()) {
-      const ChannelScale& best = search.found[0];
+    if (best.loss < search.plain_loss) {
       scale = best.scale;
       for (const size_t taker : takers) {
         weights_.at(taker) = weights_.at(taker) * scale;
@@ -131,9 +134,6 @@ class ProgramAwq {
         hessian = hessian / (scale.unsqueeze(1) * scale);
       }
       fold.made = true;
-      fold.loss = best.loss;
-      fold.power = best.power;
-      fold.by_weight = best.by_weight;
     }
     result_.folds.push_back(std::move(fold));
     return scale;

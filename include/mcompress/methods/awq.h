@@ -22,7 +22,7 @@ struct ChannelScale {
   double loss = 0;
 };
 
-// Scales with less loss than none, the best first.
+// Scales that were tried, the best first, and the loss without any.
 struct ScaleSearch {
   double plain_loss = 0;
   std::vector<ChannelScale> found;

@@ -26,8 +26,10 @@ struct RoundedLayer {
 struct Fold {
   std::string from;                 // norm or layer
   std::vector<std::string> layers;  // that take the channels
-  double plain_loss = 0, loss = 0;  // of these rounded to nearest, without scales and with them
-  double power = 0;                 // as in ChannelScale
+  // Of these rounded to nearest, without scales and with the best: as loss of RoundedLayer, or behind a norm
+  // of a language model the squared error of what the block gives on some windows.
+  double plain_loss = 0, loss = 0;
+  double power = 0;  // as in ChannelScale
   bool by_weight = false, made = false;
 };
 
