@@ -40,10 +40,8 @@ class Fields {
 // 0 of what has no finite one.
 float inverse(float d) { return std::abs(d) < FLT_MIN ? 0 : 1 / d; }
 
-void q4_0(const float* x, Fields block) {
-  const float extreme =
-      *std::max_element(x, x + kBlock, [](float a, float b) { return std::abs(a) < std::abs(b); });
-  const float d = extreme / -8, id = inverse(d);
+void q4_0(const float* x, float d, Fields block) {
+  const float id = inverse(d);
   block.half(d);
   uint8_t* q = block.bytes(kBlock / 2);
   const auto code = [&](float value) {
@@ -64,10 +62,13 @@ void q4_1(const float* x, Fields block) {
   for (int j = 0; j < kBlock / 2; ++j) q[j] = code(x[j]) | code(x[j + kBlock / 2]) << 4;
 }
 
-void q8_0(const float* x, Fields block) {
-  float most = 0;
-  for (int j = 0; j < kBlock; ++j) most = std::max(most, std::abs(x[j]));
-  const float d = most / 127, id = inverse(d);
+// The value of a block that is farthest from 0.
+float extreme_of(const float* x) {
+  return *std::max_element(x, x + kBlock, [](float a, float b) { return std::abs(a) < std::abs(b); });
+}
+
+void q8_0(const float* x, float d, Fields block) {
+  const float id = inverse(d);
   block.half(d);
   uint8_t* q = block.bytes(kBlock);
   for (int j = 0; j < kBlock; ++j) q[j] = static_cast<uint8_t>(static_cast<int8_t>(std::round(x[j] * id)));
@@ -230,7 +231,8 @@ bool is_written(GgufType type) {
   }
 }
 
-void quantize_gguf(GgufType type, const float* values, int64_t count, std::byte* blocks) {
+void quantize_gguf(GgufType type, const float* values, int64_t count, std::byte* blocks,
+                   const float* scales) {
   const GgufBlock size = block_of(type);
   for (int64_t at = 0; at + size.values <= count; at += size.values, blocks += size.bytes) {
     const float* x = values + at;
@@ -246,9 +248,11 @@ void quantize_gguf(GgufType type, const float* values, int64_t count, std::byte*
         bytes[1] = static_cast<uint8_t>(even >> 8U);
         break;
       }
-      case GgufType::kQ4_0: q4_0(x, block); break;
+      case GgufType::kQ4_0: q4_0(x, scales != nullptr ? *scales++ : extreme_of(x) / -8, block); break;
       case GgufType::kQ4_1: q4_1(x, block); break;
-      case GgufType::kQ8_0: q8_0(x, block); break;
+      case GgufType::kQ8_0:
+        q8_0(x, scales != nullptr ? *scales++ : std::abs(extreme_of(x)) / 127, block);
+        break;
       case GgufType::kQ4_K: q4_k(x, block); break;
       case GgufType::kQ6_K: q6_k(x, block); break;
       default: break;

@@ -46,10 +46,11 @@ class Checker {
     if (is_compressed_tensors(form_) && scheme_.symmetric &&
         !weight_.zero.eq(1 << (weight_.bits - 1)).all().item<bool>())
       find("its zero points are not the middle, and quantization_config says symmetric");
-    if (is_gptq(form_)) {
+    if (form_ == PackedForm::kAwq && scheme_.symmetric && !weight_.zero.eq(8).all().item<bool>())
+      find("its zero points are not the middle, and 'zero_point' says that there are none");
+    if (is_gptq(form_) || weight_.groups.diff().lt(0).any().item<bool>())
       check_order(size > 0 ? size : (channels_ + groups_ - 1) / groups_);
-      check_zero_points();
-    }
+    if (is_gptq(form_)) check_zero_points();
     return std::move(findings_);
   }
 
@@ -81,7 +82,8 @@ class Checker {
   void check_order(int64_t size) {
     const at::Tensor counts = at::bincount(weight_.groups, {}, groups_);
     if (!scheme_.act_order && !weight_.groups.equal(at::arange(channels_).div(size, "floor")))
-      find("g_idx is not in the order of channels, and desc_act says that it is");
+      find(fmt::format("g_idx is not in the order of channels, and {} says that it is",
+                       is_gptq(form_) ? "desc_act" : "actorder"));
     if (counts.max().item<int64_t>() > size)
       find(fmt::format("g_idx gives a group {} channels, and {} of {} make {}", counts.max().item<int64_t>(),
                        groups_, channels_, size));

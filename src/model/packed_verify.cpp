@@ -3,21 +3,23 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "folder_files.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/interrupt.h"
-#include "mcompress/base/pattern.h"
 #include "mcompress/formats/json.h"
 #include "mcompress/model/checkpoint.h"
 #include "mcompress/model/decoder.h"
 #include "mcompress/model/packed_folder.h"
 #include "originals.h"
 #include "packed_keys.h"
+#include "packed_schemes.h"
 #include "packed_values.h"
 
 namespace mcompress {
@@ -26,8 +28,8 @@ namespace {
 
 using nlohmann::json;
 
-// As readers match names: at their start.
-Pattern from_start(const std::string& expression) { return Pattern("^(?:" + expression + ")"); }
+constexpr const char *kIgnored = "is packed, and quantization_config ignores it",
+                     *kTaken = "is not packed, and quantization_config does not ignore it";
 
 class Verifier {
  public:
@@ -144,6 +146,12 @@ class Verifier {
     } catch (const Error& failure) {
       return find(folder_, failure.what());
     }
+    std::optional<PackedSchemes> schemes;
+    try {
+      schemes.emplace(form, read_ordered(folder_ + "/config.json").at("quantization_config"));
+    } catch (const Error& failure) {
+      return find("config.json", failure.what());
+    }
     std::optional<Originals> originals;
     if (against) originals.emplace(*against);
     for (const auto& [name, sizes] : reader->layers()) {
@@ -151,7 +159,7 @@ class Verifier {
       ++result_.checked;
       try {
         const IntGroup weight = reader->read(name);
-        const LayerScheme scheme = scheme_of(form, name);
+        const LayerScheme scheme = schemes->of(name);
         for (Finding& finding : check_values(form, name, weight, scheme))
           result_.findings.push_back(std::move(finding));
         if (is_compressed_tensors(form) && !scheme.symmetric && !names_.contains(name + ".weight_zero_point"))
@@ -161,64 +169,11 @@ class Verifier {
         find(name, failure.what());
       }
     }
-    if (!is_compressed_tensors(form)) return;
     try {
-      check_ignored(*reader);
+      is_compressed_tensors(form) ? check_targets(*reader, *schemes) : check_blocks(form, *reader, *schemes);
     } catch (const Error& failure) {
       find("config.json", failure.what());
     }
-  }
-
-  // What the configuration gives this layer.
-  LayerScheme scheme_of(PackedForm form, const std::string& name) const {
-    if (is_compressed_tensors(form)) {
-      const json* weights = weights_of(name);
-      if (weights == nullptr) return {};
-      LayerScheme scheme;
-      scheme.bits = number(*weights, "num_bits");
-      scheme.group_size = std::max<int64_t>(-1, number(*weights, "group_size", -1));
-      scheme.symmetric = weights->value("symmetric", json(true)) != false;
-      return scheme;
-    }
-    const bool act_order = quantization_.value("desc_act", json(false)) == true,
-               symmetric = quantization_.value("sym", json(true)) == true;
-    const auto scheme_from = [&](const json& given) {
-      return LayerScheme{number(given, "bits"), number(given, "group_size"), symmetric, act_order};
-    };
-    json scheme = quantization_;
-    const json dynamic = quantization_.value("dynamic", json());
-    // As GPTQModel: the first that matches from the start of the name on.
-    if (!dynamic.is_object()) return scheme_from(scheme);
-    for (const auto& [key, value] : dynamic.items()) {
-      const bool marked = key.starts_with("+:") || key.starts_with("-:");
-      if (!from_start(marked ? key.substr(2) : key).matches(name)) continue;
-      if (value.is_object()) scheme.update(value);
-      break;
-    }
-    return scheme_from(scheme);
-  }
-
-  // As compressed-tensors: what names the layer goes before what names its class.
-  const json* weights_of(const std::string& name) const {
-    const char* kind = is_embedding(name + ".weight") ? "Embedding" : "Linear";
-    const json* of_class = nullptr;
-    for (const json& group : quantization_.at("config_groups")) {
-      const json targets = group.value("targets", json());
-      for (const json& target : targets) {
-        if (!target.is_string()) continue;
-        const auto text = target.get<std::string>();
-        const bool named =
-            text == name || (text.starts_with("re:") && from_start(text.substr(3)).matches(name));
-        if (named) return &group.at("weights");
-        if (text == kind) of_class = &group.at("weights");
-      }
-    }
-    return of_class;
-  }
-
-  static int64_t number(const json& object, const char* key, int64_t otherwise = 0) {
-    const json value = object.value(key, json());
-    return value.is_number_integer() ? value.get<int64_t>() : otherwise;
   }
 
   void compare(const std::string& name, const IntGroup& weight, const Originals& originals) {
@@ -243,46 +198,51 @@ class Verifier {
   }
 
   // Readers make every Linear of the targets a packed one.
-  void check_ignored(const PackedReader& reader) {
-    std::vector<std::string> names;
-    std::vector<Pattern> patterns;
-    const json ignore = quantization_.value("ignore", json());
-    for (const json& entry : ignore) {
-      if (!entry.is_string()) continue;
-      const auto text = entry.get<std::string>();
-      if (text.starts_with("re:")) {
-        patterns.push_back(from_start(text.substr(3)));
-      } else {
-        names.push_back(text);
-      }
-    }
-    const auto ignored = [&](const std::string& name) {
-      for (const Pattern& pattern : patterns) {
-        if (pattern.matches(name)) return true;
-      }
-      return std::find(names.begin(), names.end(), name) != names.end();
-    };
+  void check_targets(const PackedReader& reader, const PackedSchemes& schemes) {
     for (const auto& [name, sizes] : reader.layers()) {
-      if (ignored(name)) find(name, "is packed, and quantization_config ignores it");
+      if (schemes.left_alone(name).all) find(name, kIgnored);
     }
     for (const auto& [name, sizes] : reader.layers()) {
       if (is_embedding(name + ".weight") && is_tied())
         find(name, "is packed, and readers are to find the output layer in it (tie_word_embeddings)");
     }
-    // Only where all Linear modules are targets.
-    bool all = false;
-    for (const json& group : quantization_.at("config_groups")) {
-      const json targets = group.value("targets", json());
-      all = all || std::find(targets.begin(), targets.end(), "Linear") != targets.end();
-    }
+    if (!schemes.takes_every_linear()) return;
     for (const Array& array : files_.arrays) {
-      if (!all) break;
       LayerKind kind{};
       if (!array.name.ends_with(".weight") || !guess_kind(array, kind) || kind != LayerKind::kLinear)
         continue;
       const std::string name = array.name.substr(0, array.name.rfind('.'));
-      if (!ignored(name) && !reader.is_part(array.name))
-        find(name, "is not packed, and quantization_config does not ignore it");
+      if (!schemes.left_alone(name).some && !reader.is_part(array.name)) find(name, kTaken);
+    }
+  }
+
+  // Readers make the layers of blocks packed ones, and the output layer where 'lm_head' says so.
+  void check_blocks(PackedForm form, const PackedReader& reader, const PackedSchemes& schemes) {
+    const std::optional<DecoderConfig> config = language_model();
+    if (!config) return;
+    for (int64_t block = 0; block < config->blocks; ++block) {
+      for (const auto& stage : stages_of(*config, block)) {
+        for (const DecoderLayer& layer : stage) {
+          const bool packed = reader.layers().contains(layer.name);
+          const PackedSchemes::Readers left = schemes.left_alone(layer.name);
+          if (packed && left.all) find(layer.name, kIgnored);
+          if (!packed && !left.some) find(layer.name, kTaken);
+        }
+      }
+    }
+    const std::string& head = config->names.head;
+    const bool packed = reader.layers().contains(head);
+    if (is_gptq(form) && packed != (quantization_.value("lm_head", json()) == true))
+      find(head, packed ? "is packed, and 'lm_head' is not true in quantization_config"
+                        : "is not packed, and 'lm_head' is true in quantization_config");
+  }
+
+  // Where its tensors are those of its architecture, and that is known.
+  std::optional<DecoderConfig> language_model() const {
+    try {
+      return Decoder(folder_, at::kFloat).config();
+    } catch (const Error&) {
+      return std::nullopt;
     }
   }
 

@@ -378,42 +378,10 @@ TEST(GptqProgram, RoundsLinearLayersAndConvolutions) {
   expect_all({{mlp + kFashion + " --resume", 2, "--resume is for language models"},
               {mlp + kFashion + " --lm-head", 2, "--lm-head is for language models"},
               {mlp + kFashion + " --seqlen 8", 2, "--seqlen is for language models"},
+              {mlp + kFashion + " --format gptq", 2, "--format gptq is for language models"},
               {mlp + kFashion, 2, "input features, which a group size of 128 does not divide"},
               {mlp + shipped("fashion_mlp.pt"), 65, ""}},
              folder / "r.pt");
-}
-
-TEST(AwqProgram, MovesScalesBetweenLinearLayers) {
-  if (!std::filesystem::exists(kFashionTest)) GTEST_SKIP() << "needs the Debian package of Fashion-MNIST";
-  const TemporaryFolder folder;
-  const auto awq = [&](const std::string& name, const std::string& options) {
-    return "awq " + shipped(name) + " -o " + (folder / "q.pt") + " --calib-data " + kFashion +
-           " --force --nsamples 256 --limit 2000 --eval-data " + kFashion + " " + options;
-  };
-  const auto top1 = [](const json& report, const char* when) {
-    return report["metrics"][when]["top1"]["value"].get<double>();
-  };
-  const json report = report_of(awq("fashion_mlp.pt", "--bits 3 --group-size -1"));
-  ASSERT_FALSE(report["folds"].empty());
-  double loss = 0, rounded = 0;
-  for (const json& fold : report["folds"]) {
-    EXPECT_TRUE(fold["made"].get<bool>()) << fold;
-    EXPECT_LT(fold["loss"].get<double>(), fold["plain_loss"].get<double>());
-  }
-  for (const json& layer : report["layers"]) {
-    if (layer["decision"] != "int3") continue;
-    loss += layer["rounding"]["loss"].get<double>();
-    rounded += layer["rounding"]["rounded_loss"].get<double>();
-  }
-  EXPECT_LT(loss, 0.95 * rounded);
-  EXPECT_GT(top1(report, "after"), top1(report, "before") - 0.05);
-  // Of eight bits hardly anything is left to see, so that scales which do not cancel out would be.
-  const json exact = report_of(awq("fashion_mlp.pt", "--bits 8 --group-size -1"));
-  EXPECT_NEAR(top1(exact, "after"), top1(exact, "before"), 0.002);
-  EXPECT_GT(top1(report_of(awq("fashion_cnn.pt", "--group-size -1")), "after"), 0.8);
-  expect_all({{awq("fashion_mlp.pt", "--gptq"), 2, "use 'mcompress gptq'"},
-              {awq("fashion_mlp.pt", "--lm-head"), 2, "--lm-head is for language models"}},
-             folder / "no.pt");
 }
 
 TEST(NearestProgram, RoundsLayersWithoutData) {

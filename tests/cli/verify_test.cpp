@@ -2,47 +2,12 @@
 #include <cstring>
 
 #include "cli/group_folder.h"
+#include "cli/safetensors_file.h"
 
 namespace mcompress::testing {
 namespace {
 
 using nlohmann::json;
-
-// The tensors of a safetensors file, to be changed and written again.
-struct Tensors {
-  struct Tensor {
-    std::string dtype;
-    std::vector<int64_t> shape;
-    std::string bytes;
-  };
-  std::map<std::string, Tensor> all;
-
-  explicit Tensors(const std::string& path) {
-    const std::string file = read_file(path);
-    uint64_t size = 0;
-    std::memcpy(&size, file.data(), sizeof(size));
-    const json header = json::parse(file.substr(8, size));
-    for (const auto& [name, entry] : header.items()) {
-      if (name == "__metadata__") continue;
-      const auto begin = entry["data_offsets"][0].get<size_t>(), end = entry["data_offsets"][1].get<size_t>();
-      all[name] = {entry["dtype"], entry["shape"], file.substr(8 + size + begin, end - begin)};
-    }
-  }
-
-  void write(const std::string& path) const {
-    json header = json::object();
-    std::string data;
-    for (const auto& [name, tensor] : all) {
-      header[name] = {{"dtype", tensor.dtype},
-                      {"shape", tensor.shape},
-                      {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
-      data += tensor.bytes;
-    }
-    const std::string text = header.dump();
-    const uint64_t size = text.size();
-    write_file(path, std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + text + data);
-  }
-};
 
 const std::string kLayer = "model.layers.1.mlp.down_proj";
 
@@ -93,7 +58,9 @@ TEST_F(Verify, FindsEveryPlantedFault) {
   for (const std::string& valid : {gptq, awq, packed, zeros}) {
     const Outcome run = run_mcompress("verify " + valid + " --against " + (folder_ / "model"));
     EXPECT_EQ(run.exit_code, 0) << run.out << run.err;
-    EXPECT_EQ(run.out, "nothing found; 14 packed layers\n");
+    EXPECT_TRUE(contains(run.out, "model.layers.1.mlp.down_proj: ") &&
+                contains(run.out, " dB beside the original\n"));
+    EXPECT_TRUE(run.out.ends_with("\nnothing found; 14 packed layers\n")) << run.out;
   }
   const auto with_config = [&](const std::string& valid, const std::string& key, const json& value) {
     return planted(valid, [&](Tensors&, json& config) { config["quantization_config"][key] = value; });
@@ -127,6 +94,49 @@ TEST_F(Verify, FindsEveryPlantedFault) {
     write_file(faulty + "/quantize_config.json", second.dump());
     expect_found(faulty, "quantize_config.json: 'group_size' is 128, and in config.json 32");
   }
+
+  // Layers that are left out, and not as the configuration says.
+  const std::string ignores = kLayer + ": is packed, and quantization_config ignores it",
+                    takes = kLayer + ": is not packed, and quantization_config does not ignore it";
+  expect_found(with_config(gptq, "dynamic", {{"-:.*down_proj", json::object()}}), ignores);
+  expect_found(with_config(gptq, "modules_in_block_to_quantize", {{"self_attn.q_proj"}, {"mlp.up_proj"}}),
+               ignores);
+  expect_found(with_config(awq, "modules_to_not_convert", {"lm_head", "down_proj"}), ignores);
+  for (const auto& [form, key] : {std::pair("gptq", "dynamic"), {"awq", "modules_to_not_convert"}}) {
+    const std::string some = make("some", std::string("--ignore layers.1.mlp.down_proj --format ") + form);
+    EXPECT_EQ(run_mcompress("verify " + some).exit_code, 0);
+    expect_found(with_config(some, key, json()), takes);
+  }
+  const auto expect_nothing = [](const std::string& folder) {
+    const Outcome run = run_mcompress("verify " + folder);
+    EXPECT_EQ(run.exit_code, 0) << run.out;
+  };
+  // AutoAWQ looks for this anywhere in a name, and transformers for the whole name of a module.
+  expect_nothing(with_config(awq, "modules_to_not_convert", {"lm_head", "mlp.down"}));
+  // Of GPTQModel's overrides the first of the file counts.
+  {
+    const std::string some = make("first", "--ignore layers.0. --format gptq");
+    std::filesystem::remove(some + "/quantize_config.json");
+    auto config = nlohmann::ordered_json::parse(read_file(some + "/config.json"));
+    auto& quantization = config["quantization_config"];
+    quantization.erase("modules_in_block_to_quantize");
+    quantization["dynamic"] = nlohmann::ordered_json::object();
+    quantization["dynamic"]["-:.*layers\\.0\\."] = nlohmann::ordered_json::object();
+    quantization["dynamic"]["+:.*down_proj"] = {{"bits", 4}, {"sym", true}};
+    quantization["sym"] = false;
+    write_file(some + "/config.json", config.dump());
+    expect_nothing(some);
+  }
+  expect_found(with_config(gptq, "lm_head", true), "lm_head: is not packed, and 'lm_head' is true");
+  const std::string ranges = make("ranges", "--format awq --asym");
+  expect_found(with_config(ranges, "zero_point", false), "'zero_point' says that there are none");
+  expect_found(planted(awq,
+                       [](Tensors&, json& config) {
+                         json& quantization = config["quantization_config"];
+                         quantization.erase("group_size");
+                         quantization["q_group_size"] = 16;
+                       }),
+               "a group_size of 16");
 
   // Keys of another type.
   expect_found(with_config(gptq, "dynamic", "none"), "'dynamic' is \"none\", and readers expect an object");
@@ -203,6 +213,15 @@ TEST_F(Verify, FindsEveryPlantedFault) {
   {
     const std::string sharded = make("sharded", "--format gptq --max-shard-size 32KiB");
     EXPECT_EQ(run_mcompress("verify " + sharded).exit_code, 0);
+    const std::string index = read_file(sharded + "/model.safetensors.index.json");
+    json moved = json::parse(index);
+    json &first = moved["weight_map"][kLayer + ".scales"],
+         &other = moved["weight_map"]["model.embed_tokens.weight"];
+    EXPECT_NE(first, other);
+    first = other;
+    write_file(sharded + "/model.safetensors.index.json", moved.dump());
+    expect_found(sharded, kLayer + ".scales");
+    write_file(sharded + "/model.safetensors.index.json", index);
     std::filesystem::remove(
         sharded + "/model-00002-of-" +
         read_file(sharded + "/model.safetensors.index.json")
@@ -229,8 +248,8 @@ TEST_F(Verify, FindsEveryPlantedFault) {
 TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
   for (const std::string options : {"--sym", "--asym", "--bits 2", "--bits 5", "--bits 8"}) {
     const std::string valid = make("valid", "--format safetensors " + options);
-    EXPECT_EQ(run_mcompress("verify " + valid + " --against " + (folder_ / "model")).out,
-              "nothing found; 14 packed layers\n")
+    EXPECT_TRUE(run_mcompress("verify " + valid + " --against " + (folder_ / "model"))
+                    .out.ends_with("nothing found; 14 packed layers\n"))
         << options;
   }
   const std::string valid = make("asymmetric", "--format safetensors --asym");
@@ -271,8 +290,8 @@ TEST_F(Verify, LooksIntoCodesThatAreNotPacked) {
 TEST_F(Verify, LooksIntoRowsOfEightBits) {
   const std::string rows = folder_ / "rows";
   report_of("quantize " + (folder_ / "model") + " -o " + rows);
-  EXPECT_EQ(run_mcompress("verify " + rows + " --against " + (folder_ / "model")).out,
-            "nothing found; 14 packed layers\n");
+  EXPECT_TRUE(run_mcompress("verify " + rows + " --against " + (folder_ / "model"))
+                  .out.ends_with("nothing found; 14 packed layers\n"));
   const auto with_scale = [&](const std::string& value) {
     return planted(rows, [&](Tensors& tensors, json&) {
       tensors.all.at(kLayer + ".weight_scale").bytes.replace(0, 4, value);

@@ -116,6 +116,10 @@ TEST(Gguf, RefusesWhatIsNoneByName) {
   expect_answer(Writer().header(0, UINT64_MAX).with_data(0), "a key of the metadata is empty");
   expect_answer(one({4, 2}, 0, 0, 31), "reaches beyond the end of the file");
   expect_answer(one({4, 2}, 0, 32, 64), "does not begin where the one before it ends");
+  expect_answer(one({4, 2}, 0, 1 << 20, 64), "does not begin where the one before it ends");
+  expect_answer(one({4, 2}, 0, UINT64_MAX - 31, 64), "does not begin where the one before it ends");
+  expect_answer(Writer().header(2, 0).tensor("a", {16}, 0, 0).tensor("b", {16}, 0, 32).with_data(128),
+                "does not begin where the one before it ends");  // which overlap
   expect_answer(one({4, 2}, 9, 0, 64), "has type 9, which is not read");
   expect_answer(one({16, 2}, 2, 0, 64), "has rows of 16, which blocks of 32 do not divide");
   expect_answer(one({4, 0}, 0, 0, 64), "has a dimension of 0");
@@ -134,11 +138,17 @@ TEST(Gguf, RefusesWhatIsNoneByName) {
                 "list of type 9");
   expect_answer(pair([](Writer& w) { w.add(uint32_t{9}).add(uint32_t{4}).add(UINT64_MAX); }),
                 "ends in the middle");
+  for (const uint32_t type : {0, 4, 6, 7, 8, 10, 12}) {
+    expect_answer(pair([&](Writer& w) { w.add(uint32_t{9}).add(type).add(uint64_t{1} << 60); }),
+                  "ends in the middle");
+  }
   expect_answer(pair([](Writer& w) { w.add(uint32_t{8}).add(UINT64_MAX); }), "ends in the middle");
   expect_answer(pair([](Writer& w) { w.add(uint32_t{10}).add(UINT64_MAX); }), "which no model has");
-  expect_answer(
-      Writer().header(0, 1).add_text("general.alignment").add(uint32_t{4}).add(uint32_t{24}).with_data(0),
-      "is not a power of two");
+  for (const uint32_t alignment : {0, 24}) {
+    expect_answer(
+        Writer().header(0, 1).add_text("general.alignment").add(uint32_t{4}).add(alignment).with_data(0),
+        "is not a power of two");
+  }
   expect_answer(Writer()
                     .header(0, 2)
                     .add_text("k")

@@ -186,6 +186,26 @@ TEST(Decoder, RefusesGgufFilesWithoutTheFactorsOfTheirRotation) {
   EXPECT_TRUE(has(answer_to(folder / "m.gguf"), "lacks the tensor 'rope_factors_short.weight'"));
 }
 
+void rename_key(const std::string& from, const std::string& to, std::string& file) {
+  const uint64_t length = to.size();
+  const std::string prefix(reinterpret_cast<const char*>(&length), sizeof(length));
+  file.replace(file.find(from) - prefix.size(), prefix.size() + from.size(), prefix + to);
+}
+
+TEST(Decoder, RefusesGgufFilesOfModelsThatItDoesNotKnow) {
+  const TemporaryFolder folder;
+  std::string file = read_file(MCOMPRESS_TESTS_DIR "/data/gguf/qwen3.gguf");
+  const std::string key = "qwen3.attention.value_length";
+  ++file[file.find(key) + key.size() + sizeof(uint32_t)];  // behind its type
+  write_file(folder / "values.gguf", file);
+  EXPECT_TRUE(has(answer_to(folder / "values.gguf"), "have keys of width 8 and values of width 9"));
+  file = read_file(MCOMPRESS_TESTS_DIR "/data/gguf/llama.gguf");
+  rename_key("llama.rope.dimension_count", "llama.expert_count", file);
+  rename_key("llama.rope.freq_base", "llama.rope.as_long_as_before", file);
+  write_file(folder / "experts.gguf", file);
+  EXPECT_TRUE(has(answer_to(folder / "experts.gguf"), "llama with experts is not known"));
+}
+
 TEST(Decoder, NamesTheBlockAndTheWindowOfANaN) {
   const Decoder model(kDecoders + "llama", at::kFloat);
   const at::Tensor hidden = model.embed(at::zeros({3, 5}, at::kLong));

@@ -56,6 +56,63 @@ TEST(PackedLayer, HasTheBitsOfItsForm) {
   EXPECT_TRUE(plain.at(".weight_zero_point").eq(-5).all().item<bool>());
 }
 
+// Codes that are the number of their channel, and as many rows with the middle as zero point.
+IntGroup counted(int bits, int64_t rows, int64_t channels) {
+  const int most = 1 << bits;
+  return {bits, at::arange(channels).remainder(most).to(at::kByte).expand({rows, channels}).contiguous(),
+          at::ones({rows, 1}, at::kHalf), at::full({rows, 1}, most / 2, at::kByte),
+          at::zeros({channels}, at::kLong)};
+}
+
+TEST(PackedLayer, HasTheWordsOfEachWidth) {
+  struct Width {
+    int bits;
+    std::vector<uint32_t> codes, zeros, zeros_less_one;
+  };
+  const std::vector<Width> widths = {{2, {0xE4E4E4E4U}, {0xAAAAAAAAU}, {0x55555555U}},
+                                     {3,
+                                      {0x88FAC688U, 0xC688FAC6U, 0xFAC688FAU},
+                                      {0x24924924U, 0x49249249U, 0x92492492U},
+                                      {0xDB6DB6DBU, 0xB6DB6DB6U, 0x6DB6DB6DU}},
+                                     {4, {0x76543210U, 0xFEDCBA98U}, {0x88888888U}, {0x77777777U}},
+                                     {8, {0x03020100U, 0x07060504U}, {0x80808080U}, {0x7F7F7F7FU}}};
+  for (const Width& width : widths) {
+    const IntGroup weight = counted(width.bits, 32, 32);
+    const PackedTensors v1 = pack_layer(PackedForm::kGptq, true, weight),
+                        v2 = pack_layer(PackedForm::kGptqV2, true, weight),
+                        packed = pack_layer(PackedForm::kCompressedTensors, true, weight);
+    const auto count = [](const auto& words) { return static_cast<int64_t>(words.size()); };
+    for (int64_t i = 0; i < count(width.codes); ++i) {
+      EXPECT_EQ(word(v1, ".qweight", i, 5), width.codes[static_cast<size_t>(i)]) << width.bits;
+      EXPECT_EQ(word(packed, ".weight_packed", 5, i), width.codes[static_cast<size_t>(i)]) << width.bits;
+    }
+    for (int64_t i = 0; i < count(width.zeros); ++i) {
+      EXPECT_EQ(word(v1, ".qzeros", 0, i), width.zeros_less_one[static_cast<size_t>(i)]) << width.bits;
+      EXPECT_EQ(word(v2, ".qzeros", 0, i), width.zeros[static_cast<size_t>(i)]) << width.bits;
+    }
+  }
+}
+
+TEST(PackedLayer, HasZeroPointsInTheOrderOfItsForm) {
+  IntGroup weight = eight({0, 1, 2, 3, 4, 5, 6, 7}, true, 8);
+  weight.zero = at::arange(1, 9).to(at::kByte).unsqueeze(1);
+  EXPECT_EQ(word(pack_layer(PackedForm::kGptq, false, weight), ".qzeros", 0, 0), 0x76543210U);
+  EXPECT_EQ(word(pack_layer(PackedForm::kGptqV2, false, weight), ".qzeros", 0, 0), 0x87654321U);
+  EXPECT_EQ(word(pack_layer(PackedForm::kAwq, false, weight), ".qzeros", 0, 0), 0x86427531U);
+  EXPECT_EQ(word(pack_layer(PackedForm::kCompressedTensors, false, weight), ".weight_zero_point", 0, 0),
+            0x87654321U);
+}
+
+// As compressed-tensors wrote it until 2026.
+TEST(PackedLayer, ReadsGroupsThatAreNotOfNeighbours) {
+  const IntGroup weight = weight_of(32, 64, 4, 32, false);
+  PackedTensors tensors = pack_layer(PackedForm::kCompressedTensors, false, weight);
+  const at::Tensor groups = at::arange(64).remainder(2);
+  tensors[".weight_g_idx"] = groups.to(at::kInt);
+  const IntGroup read = unpack_layer(PackedForm::kCompressedTensors, tensors, "fc");
+  EXPECT_TRUE(read.groups.equal(groups) && read.codes.equal(weight.codes));
+}
+
 TEST(PackedLayer, KeepsScalesAsTheFileHasThem) {
   const IntGroup weight = weight_of(8, 32, 4, 16, true);
   for (const PackedForm form : {PackedForm::kCompressedTensors, PackedForm::kPlainCodes}) {

@@ -76,6 +76,25 @@ def check_logits(folder, dense, vocabulary):
     return error
 
 
+def check_other_ways(scratch, vocabulary):
+    """GPTQ's format as other methods write it, and as codes come from other formats."""
+    calibration = ["--calib-data", "ids.npy", "--seqlen", "32", "--nsamples", "16"]
+    settings = ["--group-size", "32", "--force", "-q", "-o"]
+
+    def run(*words):
+        result = subprocess.run([BINARY, *map(str, words)], capture_output=True, text=True)
+        assert result.returncode == 0, (words, result.stderr)
+
+    for words in (["quantize", "llama", "--mode", "weight-only"], ["awq", "llama", *calibration]):
+        for form in ("gptq", "awq", "compressed-tensors", "safetensors"):
+            run(*words, *settings, "first", "--format", form)
+            run("convert", "first", "--format", "gptq", "-o", "q", "--force", "-q") if form != "gptq" else run(*words, *settings, "q", "--format", form)
+            run("convert", "q", "--format", "dequantized", "-o", "dense", "--force", "-q")
+            error, layers = check_logits(scratch / "q", scratch / "dense", vocabulary), check_weights(scratch / "q", scratch / "dense")
+            print(f"llama {words[0]}, from {form}: logits to {error:.1e}, {layers} layers as they were written", flush=True)
+            assert layers == 14, layers
+
+
 def check_programs(scratch):
     """torch.jit.load opens rounded programs, whose outputs are near those of the float ones."""
     torch.manual_seed(1)
@@ -110,6 +129,8 @@ def main():
         for kind in TYPES:
             vocabulary = make_model(kind, scratch / kind, **{"intermediate_size": 96, **TYPES[kind]})
             np.save(scratch / "ids.npy", np.random.default_rng(1).integers(0, vocabulary, 16 * 32).astype(np.int32))
+            if kind == "llama":
+                check_other_ways(scratch, vocabulary)
             for options in SETTINGS if kind == "llama" else SETTINGS[:2]:
                 folder, dense = scratch / "q", scratch / "dense"
                 gptq(scratch / kind, folder, scratch / "ids.npy", *options)

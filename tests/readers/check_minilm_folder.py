@@ -55,6 +55,13 @@ def main():
             print(f"{options}: mean cosine {cosine.mean():.5f}, lowest {cosine.min():.5f}, {sizes[-1]} bytes")
             assert cosine.mean() >= MIN_COSINE
             assert cosine.mean() < 1 - 1e-6, "nothing was rounded"
+        # Of few bits, without data, whatever the architecture.
+        for options, least in (["--bits", "4", "--format", "compressed-tensors"], 0.95), (["--bits", "8", "--format", "compressed-tensors"], 0.999):
+            subprocess.run([binary, "quantize", source, "-o", folder + "/q", "--mode", "weight-only", "--group-size", "64", "-q", "--force", *options], check=True)
+            subprocess.run([binary, "verify", folder + "/q", "--against", source], check=True)
+            cosine = (exact * embeddings(folder + "/q", texts, tokenizer)).sum(-1).mean()
+            print(f"{options}: mean cosine {cosine:.5f}")
+            assert least <= cosine < 1 - 1e-7, cosine
         assert sizes[1] < 0.5 * sizes[0], "embeddings are more than half of what is left in float"
 
 

@@ -127,14 +127,26 @@ def check_compressed_tensors(folder, dense, vocabulary, ids, suffix=".weight_pac
     return found, error
 
 
-def check_embedding(folder, dense, vocabulary):
+def check_as_loaded(folder, dense, vocabulary, *embeddings):
     """As transformers loads it by default: dequantize=True has one scheme for all layers, whatever their groups say."""
+    layers = [*packed_layers(folder, ".weight_packed"), *embeddings]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    error = check_logits(model, dense, [*packed_layers(folder, ".weight_packed"), "model.embed_tokens"], vocabulary, 1e-3)
+    error = check_logits(model, dense, layers, vocabulary, 1e-3)
     ours, state = load_file(dense / "model.safetensors"), model.state_dict()
-    for layer in (*packed_layers(folder, ".weight_packed"), "model.embed_tokens"):
+    for layer in layers:
         assert torch.equal(state[layer + ".weight"].half(), ours[layer + ".weight"].half()), layer
     return error
+
+
+def check_mixed(scratch, vocabulary, ids):
+    """Layers of other bits and groups, and layers that stay."""
+    calibration = ["--calib-data", ids, "--seqlen", LENGTH, "--nsamples", WINDOWS]
+    settings = ["--group-size", "32", "--force", "-q", "-o"]
+    layers = ["--format", "compressed-tensors", "--layer-config", "down_proj=bits:8,group:64", "--layer-config", "o_proj=group:16", "--ignore", "k_proj"]
+    for words in (["quantize", scratch / "llama", "--mode", "weight-only"], ["awq", scratch / "llama", *calibration], ["gptq", scratch / "llama", *calibration]):
+        run(*words, *settings, "ct", *layers)
+        run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
+        print(f"llama {words[0]} of several widths: logits to {check_as_loaded(scratch / 'ct', scratch / 'dense', vocabulary):.1e}", flush=True)
 
 
 def main():
@@ -171,11 +183,12 @@ def main():
                 error = check_compressed_tensors(scratch / "plain", scratch / "dense", vocabulary, ids, ".weight_scale")[1]
                 print(f"llama {bits} bits, groups of {group} {grid}: codes in bytes, logits to {error:.1e}", flush=True)
                 print(f"llama {bits} bits, groups of {group} {grid}: logits to {check_compressed_tensors(scratch / 'ct', scratch / 'dense', vocabulary, ids)[1]:.1e}", flush=True)
+        check_mixed(scratch, vocabulary, ids)
         make_model("llama", scratch / "untied", intermediate_size=128, tie_word_embeddings=False)
         for bits in ("4", "8"):
             run("quantize", scratch / "untied", "--mode", "weight-only", "--bits", bits, "--embeddings", "8", "--group-size", "32", "--force", "-q", "--format", "compressed-tensors", "-o", "ct")
             run("convert", "ct", "--format", "dequantized", "-o", "dense", "--force", "-q")
-            print(f"llama of {bits} bits with an 8-bit embedding: logits to {check_embedding(scratch / 'ct', scratch / 'dense', vocabulary):.1e}", flush=True)
+            print(f"llama of {bits} bits with an 8-bit embedding: logits to {check_as_loaded(scratch / 'ct', scratch / 'dense', vocabulary, 'model.embed_tokens'):.1e}", flush=True)
 
 
 if __name__ == "__main__":

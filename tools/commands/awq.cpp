@@ -10,7 +10,7 @@ namespace mcompress::cli {
 
 namespace {
 
-constexpr const char *kGroup = "AWQ", *kFormat = "awq";
+constexpr const char* kGroup = "AWQ";
 
 // The settings of one `mcompress awq`.
 struct AwqCommand : CompressOptions, GroupOptions, CalibrationOptions {
@@ -28,7 +28,7 @@ void awq_torchscript(const AwqCommand& options, const RunOptions& run, Report& r
   if (options.gptq)
     throw error(Exit::kUsage, "--gptq is for language models, and '{}' is TorchScript; use 'mcompress gptq'",
                 options.model);
-  ProgramRun command{"awq", kFormat, options, options, options, options.resume, {}};
+  ProgramRun command{"awq", options, options, options, options.resume, {}};
   command.round = [&](const torch::jit::Module& program, const std::vector<Layer>& layers,
                       const std::map<std::string, GroupGrid>& grids, const at::Tensor& batch) {
     RoundedProgram result = awq_program(program, layers, {grids, options.points}, batch);
@@ -71,7 +71,7 @@ void awq(const AwqCommand& options, const RunOptions& run, Report& report) {
 Command awq_command() {
   auto options = std::make_shared<AwqCommand>();
   options->text.length_option = "--eval-seqlen";
-  options->format = kFormat;
+  options->folder_format = "awq";
   const auto add_options = [options](CLI::App& app) {
     add_compress_options(app, *options, "What to write: a folder for a folder, TorchScript for TorchScript");
     add_group_options(app, *options, kGroup);

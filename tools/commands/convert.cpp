@@ -73,6 +73,7 @@ std::string refusal_of(PackedForm form, const Stored& stored) {
     return fmt::format(
         "--format {} has embeddings of one scale a row without zero points; use --format dequantized",
         name_of(form));
+  // compressed-tensors had one, weight_g_idx, which its readers know no more.
   if (!stored.in_order && !is_gptq(form))
     return fmt::format("its groups are in the order of act-order (g_idx), which --format {} has no place for",
                        name_of(form));
@@ -204,9 +205,7 @@ void check_rounded_inputs(const ConvertCommand& options, Report& report) {
                 "layers of '{}' round their inputs to 8 bits, which --format {} has no place for; use "
                 "--format dequantized, which leaves that out",
                 options.model, options.format);
-  report.warnings.emplace_back(
-      "layers of the input round their inputs to 8 bits, which those of the output do not, so that it may "
-      "compute slightly better");
+  warn_of_rounded_inputs(report);
 }
 
 LayerRecord record_of(const Stored& stored, const std::optional<PackedForm>& form) {
@@ -294,8 +293,8 @@ Command convert_command() {
     app.add_option("--type", options->type, "Of the matrices of a GGUF file; norms and biases are F32")
         ->check(CLI::IsMember(gguf_type_names()));
     app.add_flag("--allow-requantize", options->allow_requantize,
-                 "Round the values of layers again whose codes the format has no place for, and scales to "
-                 "float16");
+                 "Round the values of layers again whose codes the format, or the type of GGUF, has no place "
+                 "for, and scales to float16");
     add_shard_option(app, options->shard_bytes);
   };
   const auto run = [options](const RunOptions& r, Report& report) { convert(*options, r, report); };

@@ -16,6 +16,8 @@ struct ConvertCommand {
   bool allow_requantize = false, dry_run = false;
 };
 
+// Of a model whose layers round their inputs too, to a format that has no place for that.
+void warn_of_rounded_inputs(Report& report);
 void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Report& report);
 std::vector<std::string> gguf_type_names();
 void convert_from_gguf(const ConvertCommand& options, const RunOptions& run, Report& report);

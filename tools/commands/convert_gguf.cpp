@@ -5,7 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "convert.h"
-#include "mcompress/base/interrupt.h"
+#include "gguf_plan.h"
 #include "mcompress/base/output.h"
 #include "mcompress/base/progress.h"
 #include "mcompress/data/tokenizer.h"
@@ -30,23 +30,6 @@ const std::map<std::string, NamedType>& types() {
   return kTypes;
 }
 
-// Norms, biases and learned positions are small and stay; the head, which may be the embedding, loses most,
-// and gets more bits. Where rows are no whole blocks, the next type that they are blocks of.
-GgufType type_for(const GgufPlace& place, GgufType wanted, bool tied, std::string& reason) {
-  if (place.shape.size() < 2 || place.name == "position_embd.weight") return GgufType::kF32;
-  const bool few = block_of(wanted).values > 1 && wanted != GgufType::kQ8_0;
-  const bool head = place.name == "output.weight" || (tied && place.name == "token_embd.weight");
-  GgufType type = wanted;
-  if (few && head) {
-    type = GgufType::kQ6_K;
-    reason = "the output layer gets more bits";
-  }
-  const int64_t columns = place.shape[1];
-  if (columns % block_of(type).values == 0) return type;
-  reason = fmt::format("its {} columns are no whole blocks of {}", columns, block_of(type).values);
-  return columns % block_of(GgufType::kQ8_0).values == 0 ? GgufType::kQ8_0 : GgufType::kF16;
-}
-
 // llama.cpp knows the window of phi3 models, and does not use it.
 void warn_of_window(const DecoderConfig& config, Report& report) {
   const int64_t window = *std::max_element(config.windows.begin(), config.windows.end());
@@ -58,6 +41,12 @@ void warn_of_window(const DecoderConfig& config, Report& report) {
 }
 
 }  // namespace
+
+void warn_of_rounded_inputs(Report& report) {
+  report.warnings.emplace_back(
+      "layers of the input round their inputs to 8 bits, which those of the output do not, so that it may "
+      "compute slightly better");
+}
 
 std::vector<std::string> gguf_type_names() {
   std::vector<std::string> names;
@@ -81,11 +70,18 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
   metadata.emplace_back("general.file_type", wanted.file_type);
   for (auto& field : gguf_tokenizer_fields(options.model, config.vocabulary))
     metadata.push_back(std::move(field));
+  const PackedLayers packed(options.model);
+  if (packed.rounds_inputs()) warn_of_rounded_inputs(report);
   const std::vector<GgufPlace> places = gguf_places(config);
   std::vector<GgufWriter::Entry> entries;
-  for (const GgufPlace& place : places) {
+  const std::vector<Planned> plan = timed(report, "plan", [&] {
+    return plan_types(places, packed, wanted.type, config.tied_head, options.allow_requantize);
+  });
+  for (size_t i = 0; i < places.size(); ++i) {
+    const GgufPlace& place = places[i];
+    const GgufType type = plan[i].type;
     LayerRecord record;
-    const GgufType type = type_for(place, wanted.type, config.tied_head, record.reason);
+    record.reason = plan[i].reason;
     entries.push_back({place.name, type, place.shape});
     if (place.shape.size() < 2) continue;
     record.name = place.name;
@@ -99,9 +95,8 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
   }
   const GgufWriter writer(metadata, entries);
   report.predicted_bytes = writer.file_bytes();
-  report.input =
-      describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
-                        count_checkpoint(read_checkpoint(options.model, ModelFormat::kHuggingFace)), hash);
+  report.input = describe_artifact(options.model, name_of(ModelFormat::kHuggingFace),
+                                   count_checkpoint(packed.checkpoint()), hash);
   if (options.dry_run) return finish_dry_run(run, report);
   check_output(options.output, OutputKind::kFile, run.force, run.inputs, *report.predicted_bytes);
   OutputFile output(options.output, run.force);
@@ -116,8 +111,11 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
       if (halves && values.abs().max().item<double>() > kLargestHalf)
         throw bad_data("tensor '{}' has values beyond float16, in which {} has its scales; use --type BF16",
                        places[i].source, name_of(entries[i].type));
+      const GgufType type = entries[i].type;
+      const at::Tensor scales =
+          plan[i].keeps_codes ? gguf_scales(packed.read(places[i]), places[i], type, true) : at::Tensor();
       writer.write(output, i, 0,
-                   bytes_of(gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, entries[i].type)));
+                   bytes_of(gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, type, scales)));
       progress.step();
     }
   });

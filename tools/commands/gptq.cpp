@@ -24,13 +24,13 @@ void check_options(const GptqCommand& options) {
   if (options.calib_data.empty() && !options.dry_run)
     throw error(Exit::kUsage, "gptq needs --calib-data, text or data like what the model is for");
   const bool in_order = !options.act_order || options.static_groups;
-  const bool any_order =
-      options.format == "gptq" || options.format == "dequantized" || options.format == kTorchScriptFormat;
+  const std::string& format = folder_format(options);
+  const bool any_order = format == "gptq" || format == "dequantized" || format == kTorchScriptFormat;
   if (!in_order && !any_order)
     throw error(
         Exit::kUsage,
         "--format {} has groups of neighbours only; leave out --no-static-groups, or use --format gptq",
-        options.format);
+        format);
 }
 
 GptqOptions method_options(const GptqCommand& options) {
@@ -43,7 +43,7 @@ GptqOptions method_options(const GptqCommand& options) {
 }
 
 void gptq_torchscript(const GptqCommand& options, const RunOptions& run, Report& report) {
-  ProgramRun command{"gptq", "gptq", options, options, options, options.resume, {}};
+  ProgramRun command{"gptq", options, options, options, options.resume, {}};
   command.round = [&](const torch::jit::Module& program, const std::vector<Layer>& layers,
                       const std::map<std::string, GroupGrid>& grids, const at::Tensor& batch) {
     return gptq_program(program, layers, {method_options(options), grids, options.true_sequential}, batch);

@@ -39,8 +39,14 @@ void add_group_options(CLI::App& app, GroupOptions& options, const std::string& 
       "awq: as AutoAWQ, transformers and vLLM do; compressed-tensors: as transformers and vLLM do; "
       "safetensors: each code in a byte, with scales and zero points beside it; dequantized: a plain folder "
       "with the values that the codes stand for. Of TorchScript: torchscript")
+      ->check([](const std::string& name) {
+        return name != "gguf" ? std::string()
+                              : "gguf is written by 'mcompress convert --format gguf', of the folder that "
+                                "this command makes; --type Q4_0 keeps symmetric codes of 4 bits";
+      })
       ->check(CLI::IsMember(
-          {"gptq", "awq", "compressed-tensors", "safetensors", "dequantized", kTorchScriptFormat}));
+          {"gptq", "awq", "compressed-tensors", "safetensors", "dequantized", kTorchScriptFormat}))
+      ->default_str(options.folder_format);
   add_shard_option(app, options.shard_bytes)->group(group);
 }
 
@@ -70,7 +76,7 @@ void refuse_group_options(const GroupOptions& options, const std::string& what) 
       {"--no-mse", options.search != plain.search},
       {"--lm-head", options.head},
       {"--layer-config", !options.layer_configs.empty()},
-      {"--format", options.format != plain.format},
+      {"--format", !options.format.empty()},
       {"--max-shard-size", options.shard_bytes != plain.shard_bytes}};
   for (const auto& [name, given] : used) {
     if (given) throw error(Exit::kUsage, "{} goes with {}", name, what);
@@ -86,7 +92,11 @@ std::optional<PackedForm> form_of(const std::string& format, bool symmetric) {
 }
 
 std::optional<PackedForm> form_of(const GroupOptions& options) {
-  return form_of(options.format, options.symmetric);
+  return form_of(folder_format(options), options.symmetric);
+}
+
+const std::string& folder_format(const GroupOptions& options) {
+  return options.format.empty() ? options.folder_format : options.format;
 }
 
 }  // namespace mcompress::cli

@@ -25,7 +25,8 @@ struct GroupOptions {
   std::string group_size_fallback = "error";
   bool symmetric = true, search = true, head = false;
   std::vector<std::string> layer_configs;  // "RE=bits:8,group:64"
-  std::string format = "gptq";
+  std::string format;  // as given; empty: of a folder the next, of TorchScript torchscript
+  std::string folder_format = "gptq";
   uint64_t shard_bytes = 5'000'000'000;
 };
 void add_group_options(CLI::App& app, GroupOptions& options, const std::string& group);
@@ -41,6 +42,7 @@ void refuse_group_options(const GroupOptions& options, const std::string& what);
 // What folders of packed weights are in; none for plain ones ("dequantized").
 std::optional<PackedForm> form_of(const std::string& format, bool symmetric);
 std::optional<PackedForm> form_of(const GroupOptions& options);
+const std::string& folder_format(const GroupOptions& options);
 
 // A layer that may be rounded.
 struct GroupedLayer {

@@ -132,7 +132,7 @@ PackedPlan plan_language(const DecoderConfig& config, const CheckpointFiles& che
         Exit::kUsage,
         "--embeddings: the embedding of '{}' is its output layer too, which readers of {} do not find "
         "in a packed one; use --format dequantized, or 'mcompress convert --format gguf'",
-        options.model, groups.format);
+        options.model, folder_format(groups));
   if (config.tied_head && groups.head)
     throw error(Exit::kUsage, "--lm-head: the output layer of '{}' is its embedding, which is left alone",
                 options.model);

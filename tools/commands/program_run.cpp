@@ -21,7 +21,7 @@ void check_options(const ProgramRun& command) {
       {"--seqlen", command.calibration.seqlen != plain.seqlen},
       {"--calib-layout", command.calibration.calib_layout != plain.calib_layout},
       {"--calib-compute", command.calibration.calib_compute != plain.calib_compute},
-      {"--format " + format, format != command.plain_format && format != kTorchScriptFormat},
+      {"--format " + format, !format.empty() && format != kTorchScriptFormat},
       {"--max-shard-size", command.groups.shard_bytes != GroupOptions().shard_bytes},
       {"--lm-head", command.groups.head},
       {"--embeddings", command.groups.embedding_bits > 0},

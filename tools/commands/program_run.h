@@ -16,8 +16,7 @@ namespace mcompress::cli {
 
 // A command that rounds the layers of a TorchScript program to few bits.
 struct ProgramRun {
-  const char* name;          // "gptq"
-  std::string plain_format;  // the --format that counts as none given, beside torchscript
+  const char* name;  // "gptq"
   const CompressOptions& options;
   const GroupOptions& groups;
   const CalibrationOptions& calibration;

@@ -200,7 +200,7 @@ Command prune_command() {
            "norm; random: by --seed; wanda: magnitude times the norm of the input, in each output row; "
            "activation: the same in the whole layer")
         ->check(CLI::IsMember({"l1", "l2", "random", "wanda", "activation"}));
-    app.add_option("--calib-data", options->calib_data,
+    app.add_option("--calib-data,--dataset", options->calib_data,
                    "Inputs for wanda and activation: data as for --eval-data, whose labels are not read, or "
                    "one .npy; of a "
                    "folder the train split");

@@ -166,7 +166,7 @@ Command quantize_command() {
         app, options->groups.embedding_bits,
         "Compress embeddings too, which --mode static does without being asked; with --mode "
         "weight-only to 8 or 4 bits");
-    app.add_option("--calib-data", options->calib_data,
+    app.add_option("--calib-data,--dataset", options->calib_data,
                    "Inputs to calibrate on: data as for --eval-data, or one .npy; of a folder the train "
                    "split. With --mode "
                    "weight-only text, by whose inputs errors of channels are weighted");

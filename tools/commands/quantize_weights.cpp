@@ -116,8 +116,7 @@ void quantize_program_weights(const QuantizeCommand& options, const RunOptions& 
                 "it out, or use 'mcompress gptq' or 'mcompress awq'",
                 options.model);
   const CalibrationOptions none;
-  ProgramRun command{"quantize", GroupOptions().format,   options, options.groups,
-                     none,       options.training.resume, {}};
+  ProgramRun command{"quantize", options, options.groups, none, options.training.resume, {}};
   command.round = [](const torch::jit::Module&, const std::vector<Layer>& layers,
                      const std::map<std::string, GroupGrid>& grids,
                      const at::Tensor&) { return nearest_program(layers, grids); };

@@ -7,9 +7,7 @@
 #include "command.h"
 #include "mcompress/base/error.h"
 #include "mcompress/base/text.h"
-#include "mcompress/formats/gguf.h"
 #include "mcompress/model/checkpoint.h"
-#include "mcompress/model/decoder.h"
 #include "mcompress/model/packed_verify.h"
 #include "mcompress/model/program.h"
 #include "models.h"
@@ -44,10 +42,6 @@ Verification verify_file(const std::string& path, ModelFormat format, bool trust
   try {
     if (format == ModelFormat::kTorchScript) {
       check_finite(load_program(path, trust_code), result);
-    } else if (format == ModelFormat::kGguf) {
-      const MappedFile file(path);
-      read_gguf(file.bytes(), path);
-      read_model_config(path);
     } else {
       const CheckpointFiles checkpoint = read_checkpoint(path, format);
       for (size_t i = 0; i < checkpoint.arrays.size(); ++i) {
@@ -80,6 +74,8 @@ void print(const Verification& found, bool json) {
   if (!json) {
     for (const Finding& finding : found.findings)
       fmt::print("{}: {}\n", printable(finding.where), printable(finding.what));
+    for (const LayerMatch& layer : found.layers)
+      fmt::print("{}: {:.1f} dB beside the original\n", printable(layer.name), layer.sqnr_db);
     if (found.findings.empty()) fmt::print("nothing found; {} packed layers\n", found.checked);
     return;
   }
@@ -101,8 +97,9 @@ void verify(const Options& options, const RunOptions& run, Report& report) {
     throw error(Exit::kUsage, "--against is for folders of packed layers, and '{}' is {}", options.model,
                 name_of(format));
   const Verification found = timed(report, "verify", [&] {
-    return folder ? verify_folder(options.model, options.against)
-                  : verify_file(options.model, format, run.trust_code);
+    return folder                         ? verify_folder(options.model, options.against)
+           : format == ModelFormat::kGguf ? verify_gguf(options.model)
+                                          : verify_file(options.model, format, run.trust_code);
   });
   for (const LayerMatch& layer : found.layers) {
     LayerRecord record;
@@ -115,6 +112,7 @@ void verify(const Options& options, const RunOptions& run, Report& report) {
   report.input =
       describe_artifact(options.model, name_of(format), count_of(options.model, format, run.trust_code));
   report.findings = found.findings;
+  report.warnings = found.notes;
   if (run.report != "-") print(found, options.json);
   if (!found.findings.empty()) report.exit_code = static_cast<int>(Exit::kBadData);
 }

@@ -14,7 +14,9 @@ namespace mcompress {
 
 // Rounds whole blocks of values to a type as ggml does (ggml-quants.c, the reference functions): F32, F16,
 // BF16, Q4_0, Q4_1, Q8_0, Q4_K and Q6_K. `blocks` has room for count / block_of(type).values blocks.
-void quantize_gguf(GgufType type, const float* values, int64_t count, std::byte* blocks);
+// `scales`, of float16, are those of the blocks of Q4_0 or Q8_0 in place of what the values ask for.
+void quantize_gguf(GgufType type, const float* values, int64_t count, std::byte* blocks,
+                   const float* scales = nullptr);
 
 // Whether quantize_gguf() knows the type.
 bool is_written(GgufType type);

@@ -30,7 +30,13 @@ std::vector<GgufPlace> gguf_places(const DecoderConfig& config);
 // The values of one tensor as the file has them, float32.
 at::Tensor gguf_values(const Decoder& model, const GgufPlace& place);
 
-// Rows [n, columns] as blocks of the type, uint8 [n, bytes of a row].
-at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type);
+// The scales of blocks of Q4_0 or Q8_0 that hold the codes of a packed matrix as they are, float32 [rows,
+// blocks of a row]: numbers of float16, to which others are rounded where `round` says so. Undefined where
+// the type has no place for its codes, scales, zero points or groups.
+at::Tensor gguf_scales(const IntGroup& weight, const GgufPlace& place, GgufType type, bool round);
+
+// Rows [n, columns] as blocks of the type, uint8 [n, bytes of a row], with these scales where they are
+// defined.
+at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type, const at::Tensor& scales = {});
 
 }  // namespace mcompress

@@ -24,6 +24,7 @@ struct LayerMatch {
 struct Verification {
   std::vector<Finding> findings;
   std::vector<LayerMatch> layers;  // of --against
+  std::vector<std::string> notes;  // what could not be looked at
   int64_t checked = 0;             // packed layers
 };
 
@@ -32,5 +33,9 @@ struct Verification {
 // scales that are 0 or not finite, tensors that are missing or left over, the index against the shards.
 // `against`: the folder that it was made of; layers that do not look like theirs are findings too.
 Verification verify_folder(const std::string& folder, const std::optional<std::string>& against);
+
+// The same of a GGUF file: its structure, numbers that are not finite, the lists of its tokenizer, and where
+// the architecture is a known one, what its keys and tensors should be.
+Verification verify_gguf(const std::string& path);
 
 }  // namespace mcompress

@@ -148,8 +148,8 @@ const GgufArchitecture& architecture_of(const GgufFile& file, const std::string&
     if (known.name == *name) return known;
     names.push_back(known.name);
   }
-  throw bad_data("GGUF file '{}': architecture '{}' cannot be run; known are {}", path, *name,
-                 fmt::join(names, ", "));
+  throw unsupported("GGUF file '{}': architecture '{}' cannot be run; known are {}", path, *name,
+                    fmt::join(names, ", "));
 }
 
 void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitecture& architecture,
@@ -159,8 +159,8 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
   const bool fits = architecture.rotates_parts ? config.rotated_width <= config.head_width
                                                : config.rotated_width == config.head_width;
   if (!fits || config.rotated_width % 2 != 0)
-    throw bad_data("GGUF file '{}': heads of width {} are rotated by {}, which is not known", path,
-                   config.head_width, config.rotated_width);
+    throw unsupported("GGUF file '{}': heads of width {} are rotated by {}, which is not known", path,
+                      config.head_width, config.rotated_width);
   rope.theta = keys.number("rope.freq_base", architecture.theta);
   rope.original_positions =
       keys.count("rope.scaling.original_context_length", config.positions, kMostPositions);
@@ -173,7 +173,7 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
   const std::string scaling = keys.find<std::string>("rope.scaling.type").value_or("linear");
   for (const char* key : {"rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor",
                           "rope.scaling.yarn_attn_factor"}) {
-    if (keys.number(key, 0.0) != 0) throw bad_data("GGUF file '{}': key '{}' is not known", path, key);
+    if (keys.number(key, 0.0) != 0) throw unsupported("GGUF file '{}': key '{}' is not known", path, key);
   }
   const double attention = keys.number("rope.scaling.attn_factor", 1.0);
   if (find_tensor(file, kLongFactors) != nullptr || find_tensor(file, kShortFactors) != nullptr) {
@@ -189,8 +189,8 @@ void read_rope(const GgufFile& file, const GgufKeys& keys, const GgufArchitectur
     rope.scaling = RopeScaling::kLinear;
     rope.factor = factor;
   } else if (scaling != "none" && scaling != "linear") {
-    throw bad_data("GGUF file '{}': rope scaling '{}'{} is not known; none, linear and yarn are", path,
-                   scaling, factor > 0 ? "" : " without a factor");
+    throw unsupported("GGUF file '{}': rope scaling '{}'{} is not known; none, linear and yarn are", path,
+                      scaling, factor > 0 ? "" : " without a factor");
   }
 }
 
@@ -247,6 +247,13 @@ DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path)
                    architecture.name, config.width, config.heads);
   config.head_width = keys.count("attention.key_length", std::max<int64_t>(1, config.width / config.heads));
   config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_width));
+  if (const int64_t values = keys.count("attention.value_length", config.head_width);
+      values != config.head_width)
+    throw unsupported(
+        "GGUF file '{}': heads have keys of width {} and values of width {}, which is not known", path,
+        config.head_width, values);
+  if (keys.find<int64_t>("expert_count").value_or(0) > 0)
+    throw unsupported("GGUF file '{}': {} with experts is not known", path, architecture.name);
   const GgufTensor* embedding = find_tensor(file, "token_embd.weight");
   if (embedding == nullptr || embedding->shape.empty())
     throw bad_data("GGUF file '{}' lacks the tensor 'token_embd.weight'", path);
@@ -263,7 +270,7 @@ DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path)
   const bool windowed =
       std::any_of(config.windows.begin(), config.windows.end(), [](int64_t w) { return w > 0; });
   if (!windowed && keys.find<int64_t>("attention.sliding_window").value_or(0) > 0)
-    throw bad_data("GGUF file '{}': sliding windows are not known for {}", path, config.model_type);
+    throw unsupported("GGUF file '{}': sliding windows are not known for {}", path, config.model_type);
   return config;
 }
 

@@ -244,6 +244,20 @@ std::vector<GgufPlace> gguf_places(const DecoderConfig& config) {
   return places;
 }
 
+namespace {
+
+// Rows of q and k as llama.cpp rotates them.
+at::Tensor ordered(const at::Tensor& matrix, int64_t heads) {
+  if (heads == 0) return matrix.contiguous();
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  return matrix.reshape({heads, 2, rows / heads / 2, columns})
+      .transpose(1, 2)
+      .reshape({rows, columns})
+      .contiguous();
+}
+
+}  // namespace
+
 at::Tensor gguf_values(const Decoder& model, const GgufPlace& place) {
   const DecoderConfig& config = model.config();
   if (place.source.empty()) {
@@ -257,15 +271,26 @@ at::Tensor gguf_values(const Decoder& model, const GgufPlace& place) {
   if (place.transposed) values = values.t();
   // Files have what norms multiply by.
   if (config.norm == NormKind::kOffsetRms && values.dim() == 1) values = values + 1;
-  if (place.heads == 0) return values.contiguous();
-  const int64_t rows = values.size(0), columns = values.size(1);
-  return values.reshape({place.heads, 2, rows / place.heads / 2, columns})
-      .transpose(1, 2)
-      .reshape({rows, columns})
-      .contiguous();
+  return ordered(values, place.heads);
 }
 
-at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type) {
+at::Tensor gguf_scales(const IntGroup& weight, const GgufPlace& place, GgufType type, bool round) {
+  const int64_t width = block_of(type).values, columns = weight.codes.size(1);
+  const int most = type == GgufType::kQ4_0 ? 8 : type == GgufType::kQ8_0 ? 128 : 0;  // -most to most - 1
+  if (most == 0 || columns % width != 0) return {};
+  const at::Tensor blocks = weight.groups.view({-1, width}), groups = blocks.select(1, 0);
+  if (!blocks.eq(groups.unsqueeze(1)).all().item<bool>()) return {};
+  const at::Tensor steps =
+      weight.codes.to(at::kShort) - weight.zero.to(at::kShort).index_select(1, weight.groups);
+  if (steps.min().item<int>() < -most || steps.max().item<int>() >= most) return {};
+  const at::Tensor exact = weight.scale.to(at::kFloat), scales = exact.to(at::kHalf).to(at::kFloat);
+  const bool near =
+      scales.isfinite().logical_and((scales - exact).abs() <= exact.abs() * 0x1p-10).all().item<bool>();
+  if (round ? !near : !scales.equal(exact)) return {};
+  return ordered(scales.index_select(1, groups), place.heads);
+}
+
+at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type, const at::Tensor& scales) {
   const int64_t count = rows.size(0), columns = rows.numel() / std::max<int64_t>(1, count);
   const GgufBlock block = block_of(type);
   const auto row_bytes = static_cast<int64_t>(static_cast<uint64_t>(columns / block.values) * block.bytes);
@@ -273,7 +298,8 @@ at::Tensor gguf_blocks(const at::Tensor& rows, GgufType type) {
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       quantize_gguf(type, rows.const_data_ptr<float>() + row * columns, columns,
-                    reinterpret_cast<std::byte*>(blocks.data_ptr<uint8_t>() + row * row_bytes));
+                    reinterpret_cast<std::byte*>(blocks.data_ptr<uint8_t>() + row * row_bytes),
+                    scales.defined() ? scales.const_data_ptr<float>() + row * scales.size(1) : nullptr);
   });
   return blocks;
 }

@@ -4,16 +4,27 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include "mcompress/base/error.h"
 #include "mcompress/formats/gguf.h"
 #include "mcompress/model/decoder.h"
 
 namespace mcompress {
 
 using Shape = std::vector<int64_t>;
+
+// A model that is well formed, and that cannot be run.
+class Unsupported : public Error {
+  using Error::Error;
+};
+template <typename... Args>
+Unsupported unsupported(fmt::format_string<Args...> format, Args&&... args) {
+  return {Exit::kBadData, fmt::format(format, std::forward<Args>(args)...)};
+}
 
 // A file or folder with the tensors of a model.
 class WeightSource {
@@ -68,7 +79,8 @@ bool rotates_neighbours(std::string_view architecture);
 DecoderNames gguf_names(bool joined_inputs, bool joined_gate);
 
 // What the metadata says of the model, and where the tensors of GGUF (llama.cpp, constants.py of gguf-py)
-// stand in it. Throws Error(65) for an architecture that is not known, with those that are.
+// stand in it. Throws Unsupported for an architecture that is not known, with those that are, or what it does
+// otherwise, and Error(65) for what it lacks.
 DecoderConfig gguf_decoder_config(const GgufFile& file, const std::string& path);
 
 }  // namespace mcompress
