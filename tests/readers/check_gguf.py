@@ -24,7 +24,7 @@ import torch
 import llama_cpp
 from gguf import GGMLQuantizationType, GGUFReader, dequantize, quantize
 from random_models import make_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BINARY = str(Path(sys.argv[1]).resolve())
@@ -100,14 +100,16 @@ def interleaved(values, heads):
     return values.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
 
 
-def check_values(file, folder, kind, config):
-    """Every tensor of the file, unpacked by the gguf package, beside that of the folder."""
+def check_values(file, folder, kind, config, only=None):
+    """Every tensor of the file, or those of one type, unpacked by the gguf package, beside that of the folder."""
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     parts = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
              "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
              "ffn_down": "mlp.down_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     ours, found = load_file(folder / "model.safetensors"), set()
     for tensor in GGUFReader(file).tensors:
+        if only and tensor.tensor_type.name != only:
+            continue
         stem, end = tensor.name.rsplit(".", 1)
         if stem.startswith("blk."):
             _, block, part = stem.split(".")
@@ -120,7 +122,7 @@ def check_values(file, folder, kind, config):
         theirs = dequantize(tensor.data, tensor.tensor_type).reshape(values.shape).astype(np.float32)
         assert np.array_equal(theirs, values), (tensor.name, np.abs(theirs - values).max())
         found.add(name)
-    assert found == set(ours), set(ours) ^ found
+    assert only or found == set(ours), set(ours) ^ found
     return len(found)
 
 
@@ -134,6 +136,22 @@ def check_rounding(file, floats):
             assert off < 1e-4, (tensor.name, off)
             checked += 1
     return checked
+
+
+def check_codes(scratch, config):
+    """Codes that were packed before stay as they are."""
+    for grid, type_name in (("--sym", "Q4_0"), ("--sym", "Q8_0"), ("--asym", "Q8_0")):
+        run("quantize", scratch / "llama", "--mode", "weight-only", "--group-size", 64, grid, "-o", scratch / "packed", "--force", "-q")
+        run("convert", scratch / "packed", "--format", "dequantized", "-o", scratch / "dense", "--force", "-q")
+        run("convert", scratch / "packed", "--format", "gguf", "--type", type_name, "-o", scratch / "packed.gguf", "--force", "-q")
+        if type_name == "Q8_0":  # as the embedding, which is floating
+            run("convert", scratch / "packed.gguf", "--format", "dequantized", "-o", scratch / "back", "--force", "-q")
+            embedding = load_file(scratch / "back/model.safetensors")["model.embed_tokens.weight"]
+            ours = load_file(scratch / "dense/model.safetensors") | {"model.embed_tokens.weight": embedding}
+            save_file(ours, scratch / "dense/model.safetensors")
+        count = check_values(scratch / "packed.gguf", scratch / "dense", "llama", config, type_name)
+        print(f"llama {grid} packed, then {type_name}: {count} tensors with the values of their codes", flush=True)
+        assert count >= 14, count
 
 
 def main():
@@ -164,6 +182,7 @@ def main():
                 assert lost < {"F32": 1e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 6e-2}.get(type_name, 0.5), lost
             if kind != "llama":  # others have a class of tokenizers of their own
                 continue
+            check_codes(scratch, config)
             tokens = AutoTokenizer.from_pretrained(scratch / kind)(TEXT).input_ids
             assert AutoTokenizer.from_pretrained(scratch / "back")(TEXT).input_ids == tokens
             assert AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf")(TEXT).input_ids == tokens
