@@ -137,6 +137,12 @@ TEST(AwqProgram, MovesScalesBetweenLinearLayers) {
   const json exact = report_of(awq("fashion_mlp.pt", "--bits 8 --group-size -1"));
   EXPECT_NEAR(top1(exact, "after"), top1(exact, "before"), 0.002);
   EXPECT_GT(top1(report_of(awq("fashion_cnn.pt", "--group-size -1")), "after"), 0.8);
+  // Without a pair only ranges are searched.
+  const json alone = report_of(awq("fashion_mlp.pt", "--bits 3 --group-size -1 --layer fc2"));
+  EXPECT_TRUE(alone["folds"].empty());
+  EXPECT_TRUE(contains(alone["warnings"].dump(), "only ranges of groups are searched"));
+  EXPECT_LT(alone["layers"][1]["rounding"]["loss"].get<double>(),
+            alone["layers"][1]["rounding"]["rounded_loss"].get<double>());
   expect_all({{awq("fashion_mlp.pt", "--gptq"), 2, "use 'mcompress gptq'"},
               {awq("fashion_mlp.pt", "--lm-head"), 2, "--lm-head is for language models"}},
              folder / "no.pt");

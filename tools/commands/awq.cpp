@@ -34,8 +34,9 @@ void awq_torchscript(const AwqCommand& options, const RunOptions& run, Report& r
     RoundedProgram result = awq_program(program, layers, {grids, options.points}, batch);
     if (result.folds.empty())
       report.warnings.emplace_back(
-          "no linear layer alone takes what another one gives, so no scales are moved, and only ranges of "
-          "groups are searched");
+          "no norm and no linear layer gives its outputs to linear layers alone, so that no scales are "
+          "moved, "
+          "and only ranges of groups are searched");
     return result;
   };
   run_program(command, run, report);
