@@ -40,6 +40,35 @@ void warn_of_window(const DecoderConfig& config, Report& report) {
                     window, window));
 }
 
+// Of a matrix.
+LayerRecord record_of(const GgufPlace& place, const Planned& planned) {
+  LayerRecord record;
+  record.name = place.name;
+  record.kind = place.name.ends_with("_embd.weight") ? "embedding" : "linear";
+  record.decision = name_of(planned.type);
+  record.reason = planned.reason;
+  record.parameters = place.shape[0] * place.shape[1];
+  record.bytes_before = 4 * static_cast<uint64_t>(*record.parameters);
+  const GgufBlock block = block_of(planned.type);
+  record.bytes_after = static_cast<uint64_t>(*record.parameters / block.values) * block.bytes;
+  return record;
+}
+
+// The tensor as the file has it.
+at::Tensor blocks_of(const Decoder& model, const PackedLayers& packed, const GgufPlace& place,
+                     const Planned& planned) {
+  const at::Tensor values = gguf_values(model, place);
+  if (!values.isfinite().all().item<bool>())
+    throw bad_data("tensor '{}' holds NaN or infinity", place.source);
+  const bool halves = planned.type != GgufType::kF32 && planned.type != GgufType::kBF16;
+  if (halves && values.abs().max().item<double>() > kLargestHalf)
+    throw bad_data("tensor '{}' has values beyond float16, in which {} has its scales; use --type BF16",
+                   place.source, name_of(planned.type));
+  const at::Tensor scales =
+      planned.keeps_codes ? gguf_scales(packed.read(place), place, planned.type, true) : at::Tensor();
+  return gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, planned.type, scales);
+}
+
 }  // namespace
 
 void warn_of_rounded_inputs(Report& report) {
@@ -78,20 +107,8 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
     return plan_types(places, packed, wanted.type, config.tied_head, options.allow_requantize);
   });
   for (size_t i = 0; i < places.size(); ++i) {
-    const GgufPlace& place = places[i];
-    const GgufType type = plan[i].type;
-    LayerRecord record;
-    record.reason = plan[i].reason;
-    entries.push_back({place.name, type, place.shape});
-    if (place.shape.size() < 2) continue;
-    record.name = place.name;
-    record.kind = place.name.ends_with("_embd.weight") ? "embedding" : "linear";
-    record.decision = name_of(type);
-    record.parameters = place.shape[0] * place.shape[1];
-    record.bytes_before = 4 * static_cast<uint64_t>(*record.parameters);
-    record.bytes_after =
-        static_cast<uint64_t>(*record.parameters / block_of(type).values) * block_of(type).bytes;
-    report.layers.push_back(std::move(record));
+    entries.push_back({places[i].name, plan[i].type, places[i].shape});
+    if (places[i].shape.size() > 1) report.layers.push_back(record_of(places[i], plan[i]));
   }
   const GgufWriter writer(metadata, entries);
   report.predicted_bytes = writer.file_bytes();
@@ -104,18 +121,7 @@ void convert_to_gguf(const ConvertCommand& options, const RunOptions& run, Repor
     Progress progress("convert", static_cast<int64_t>(places.size()));
     writer.write_header(output);
     for (size_t i = 0; i < places.size(); ++i) {
-      const at::Tensor values = gguf_values(model, places[i]);
-      if (!values.isfinite().all().item<bool>())
-        throw bad_data("tensor '{}' holds NaN or infinity", places[i].source);
-      const bool halves = entries[i].type != GgufType::kF32 && entries[i].type != GgufType::kBF16;
-      if (halves && values.abs().max().item<double>() > kLargestHalf)
-        throw bad_data("tensor '{}' has values beyond float16, in which {} has its scales; use --type BF16",
-                       places[i].source, name_of(entries[i].type));
-      const GgufType type = entries[i].type;
-      const at::Tensor scales =
-          plan[i].keeps_codes ? gguf_scales(packed.read(places[i]), places[i], type, true) : at::Tensor();
-      writer.write(output, i, 0,
-                   bytes_of(gguf_blocks(values.dim() < 2 ? values.unsqueeze(0) : values, type, scales)));
+      writer.write(output, i, 0, bytes_of(blocks_of(model, packed, places[i], plan[i])));
       progress.step();
     }
   });
